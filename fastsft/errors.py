@@ -1,0 +1,59 @@
+"""The error tree: each class knows its exit code, each error its place and its cure."""
+
+
+class FastsftError(Exception):
+    """Something the user can act on: `where: what`, then a hint with the cure."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, hint: str, where: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+        self.where = where
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.what}\n  hint: {self.hint}"
+
+
+class RecipeError(FastsftError):
+    """A recipe file, key, value or combination that cannot be honoured."""
+
+    exit_code = 2
+
+
+class DataError(FastsftError):
+    """A row, file or mask that cannot be trained on as it stands."""
+
+    exit_code = 2
+
+
+class DeviceError(FastsftError):
+    """No suitable GPU, too little memory, or a package that is missing."""
+
+    exit_code = 3
+
+
+class TrainError(FastsftError):
+    """Training could not start, go on or resume; what was saved stays."""
+
+    exit_code = 4
+
+
+class OutOfMemory(TrainError):
+    """The device ran out of memory."""
+
+
+class NonFiniteLoss(TrainError):
+    """The loss, or a gradient, became NaN or infinite."""
+
+
+class NothingTrained(TrainError):
+    """The run would not change, or did not change, any weight."""
+
+
+class ExportError(FastsftError):
+    """An export that does not fit, or whose result failed its check."""
+
+    exit_code = 5
