@@ -1,0 +1,292 @@
+"""The recipe: a complete, frozen, typed value.  Says what a run does; reads nothing but its own file."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ALL_LINEAR: tuple[Linear, ...] = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which base is trained, and in which precision it is held."""
+
+    base: NonEmpty = Field(
+        description="Hugging Face id or local folder of the 16-bit base; "
+        "`tiny:qwen2.5`, `tiny:llama` and `tiny:mistral` ship with fastsft."
+    )
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of the Hugging Face repository."
+    )
+    family: Literal["qwen2.5", "llama", "mistral"] = Field(
+        description="Checked against the base's config.json."
+    )
+    quantization: Literal["nf4", "none"] = Field(
+        "nf4", description="`nf4`: the frozen base is held in 4 bits (QLoRA); `none`: in `dtype`."
+    )
+    double_quant: bool = Field(
+        True, description="Quantise the NF4 block scales too (saves 0.37 bit a weight)."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="Compute type; `auto` is bfloat16 where the GPU has it, float16 on older ones, "
+        "float32 on a CPU.",
+    )
+    min_vram_gib: float = Field(
+        0.0,
+        ge=0,
+        le=1024,
+        description="Smallest card this recipe is meant for, in GiB; 0 for a CPU.",
+    )
+
+
+class Data(Section):
+    """Where the rows come from, and what of them is trained."""
+
+    path: NonEmpty | None = Field(None, description="JSONL file; `--data FILE` sets it too.")
+    max_tokens: int = Field(2048, ge=8, le=1_048_576, description="Longest row, in tokens.")
+    overlength: Literal["drop", "error"] = Field(
+        "drop",
+        description="A longer row is dropped and counted in the ledger, or refused; never cut.",
+    )
+    train_on: Literal["assistant", "last_turn", "all"] = Field(
+        "assistant",
+        description="Trained tokens: every assistant turn, the last one, or the whole text.",
+    )
+    system: str | None = Field(None, description="System message for rows that have none.")
+    date: str | None = Field(
+        None,
+        description="Date that the chat template writes, where it writes one (Llama 3.1 and later).",
+    )
+
+
+class Lora(Section):
+    """The low-rank adapter."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Rank r of the adapter.")
+    alpha: float = Field(
+        16.0, gt=0, le=8192, description="Scale: the update is alpha / r times B·A."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    targets: tuple[Linear, ...] = Field(
+        ALL_LINEAR, min_length=1, description="Which linear layers get an adapter."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead (rsLoRA).")
+    dora: bool = Field(
+        False, description="Learn a magnitude for each output row too (DoRA); slower."
+    )
+    init: Literal["default", "gaussian", "orthogonal"] = Field(
+        "default",
+        description="Start of A (B starts at zero; orthogonal starts both). PiSSA, OLoRA, CorDA and LoftQ "
+        "change the base's weights and are not offered.",
+    )
+
+
+class Train(Section):
+    """The optimisation."""
+
+    parameters: Literal["lora", "all"] = Field(
+        "lora", description="`lora` trains an adapter; `all` every weight (small models)."
+    )
+    epochs: float | None = Field(
+        None, gt=0, le=1000, description="Passes over the data; or give `steps`."
+    )
+    steps: int | None = Field(
+        None, ge=1, le=10_000_000, description="Optimizer steps; or give `epochs`."
+    )
+    micro_batch_rows: int = Field(2, ge=1, le=4096, description="Rows computed at once.")
+    accumulation_steps: int = Field(
+        4,
+        ge=1,
+        le=4096,
+        description="Micro-batches for one optimizer step (gradient accumulation).",
+    )
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the rate falls after the warm-up."
+    )
+    warmup_share: float = Field(
+        0.03, ge=0, lt=1, description="Share of the steps over which the rate rises."
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay (AdamW).")
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1000, description="Gradients are clipped to this norm."
+    )
+    optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "auto", description="`auto` is 8-bit AdamW on CUDA, fused AdamW elsewhere."
+    )
+    gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"] = Field(
+        "auto",
+        description="Recompute activations to save memory; `unsloth` also moves them to the host. "
+        "`auto` is `unsloth` for that engine on CUDA, `standard` for the other, `none` on a CPU.",
+    )
+    neftune_alpha: float | None = Field(
+        None, gt=0, le=100, description="Noise on the embeddings (NEFTune)."
+    )
+    packing: bool = Field(
+        False, description="Several rows in one sequence, kept apart; engine unsloth on CUDA only."
+    )
+    seed: int = Field(
+        3407, ge=0, le=2**31 - 1, description="Seeds adapter, data order and dropout."
+    )
+    save_every_steps: int = Field(
+        100, ge=1, description="A checkpoint every so many steps, and at the end."
+    )
+    keep_checkpoints: int = Field(
+        2, ge=2, le=1000, description="Newest checkpoints kept; two, so that one is always whole."
+    )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="Trackers that also get the numbers; none unless asked."
+    )
+
+
+class Eval(Section):
+    """Held-out loss while training."""
+
+    path: NonEmpty | None = Field(None, description="JSONL file of held-out rows; or give `share`.")
+    share: float = Field(
+        0.0, ge=0, le=0.5, description="Share of the rows held out, by a stable hash."
+    )
+    every_steps: int | None = Field(
+        None, ge=1, description="Evaluate every so many steps; null only at the end."
+    )
+    micro_batch_rows: int | None = Field(
+        None, ge=1, le=4096, description="Rows at once; null as in training."
+    )
+    keep_best: bool = Field(
+        False, description="Keep the adapter with the lowest held-out loss, not the last."
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after so many evaluations without a lower loss (early stopping).",
+    )
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any rows are held out."""
+        return self.path is not None or self.share > 0
+
+
+class Export(Section):
+    """What `fastsft export` writes unless told otherwise."""
+
+    dtype: Literal["base", "bfloat16", "float16", "float32"] = Field(
+        "base", description="Type of the merged weights; `base` keeps the base's."
+    )
+    max_shard_gib: float = Field(
+        4.0, gt=0, le=1024, description="Largest safetensors file, in GiB."
+    )
+
+
+class Recipe(Section):
+    """Everything a run depends on."""
+
+    description: str = Field(
+        "", description="What this recipe is for, and what differs from its neighbours."
+    )
+    engine: Literal["unsloth", "reference"] = Field(
+        "unsloth",
+        description="`unsloth`: its kernels on CUDA, its own backend on a CPU. `reference`: transformers, "
+        "PEFT, bitsandbytes and TRL as they are; never imports Unsloth.",
+    )
+    method: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
+    model: Model
+    data: Data = Data()
+    lora: Lora = Lora()
+    train: Train
+    eval: Eval = Eval()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _is_honourable(self) -> Self:
+        for broken, key, cure in self._combinations():
+            if broken:
+                raise ValueError(f"@{key}: {cure}")
+        return self
+
+    def _combinations(self) -> tuple[tuple[bool, str, str], ...]:
+        """Each combination that no engine can honour: whether it holds, its key, the cure."""
+        train, lora, held_out = self.train, self.lora, self.eval
+        is_reference = self.engine == "reference"
+        return (
+            (
+                train.epochs is None and train.steps is None,
+                "train.epochs",
+                "give train.epochs or train.steps",
+            ),
+            (
+                train.epochs is not None and train.steps is not None,
+                "train.steps",
+                "give either train.epochs or train.steps, not both (set the other to null)",
+            ),
+            (
+                train.parameters == "all" and self.model.quantization != "none",
+                "train.parameters",
+                "a 4-bit base cannot be trained itself; set model.quantization to none",
+            ),
+            (
+                train.packing and is_reference,
+                "train.packing",
+                "engine reference cannot keep packed rows apart; set it to false, or engine to unsloth",
+            ),
+            (
+                train.gradient_checkpointing == "unsloth" and is_reference,
+                "train.gradient_checkpointing",
+                "engine reference never imports Unsloth; use standard, none or auto",
+            ),
+            (
+                not self.model.double_quant and self.engine == "unsloth",
+                "model.double_quant",
+                "Unsloth always double-quantises; leave it true, or set engine to reference",
+            ),
+            (len(set(lora.targets)) < len(lora.targets), "lora.targets", "a layer is named twice"),
+            (
+                lora.init == "orthogonal" and (lora.dora or lora.rank % 2 == 1),
+                "lora.init",
+                "orthogonal needs an even lora.rank and lora.dora false",
+            ),
+            (
+                held_out.path is not None and held_out.share > 0,
+                "eval.share",
+                "give eval.path or eval.share, not both",
+            ),
+            (
+                held_out.every_steps is not None and not held_out.has_rows,
+                "eval.every_steps",
+                "there are no held-out rows; set eval.share (say 0.05) or eval.path",
+            ),
+            (
+                held_out.keep_best and held_out.every_steps is None,
+                "eval.keep_best",
+                "needs eval.every_steps",
+            ),
+            (
+                held_out.patience is not None and not held_out.keep_best,
+                "eval.patience",
+                "early stopping keeps the best adapter; set eval.keep_best to true too",
+            ),
+        )
+
+
+def with_base_folder(recipe: Recipe, folder: Path) -> Recipe:
+    """The same recipe with its base named by a folder."""
+    return recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"base": str(folder)})}
+    )
