@@ -1,4 +1,4 @@
-"""The stream of events: frozen records, one JSON line each.  Written by one process, read by every other part."""
+"""The stream of events: one writer, any readers.  Frozen records, one JSON line each."""
 
 import json
 import os
@@ -194,7 +194,7 @@ class Log:
 
 
 def read(path: Path, *, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Events from a byte offset on, each with the offset after it; a half-written last line is left."""
+    """Events from a byte offset on, each with the offset after it; a half-written one is left."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The recipe: a complete, frozen, typed value.  Says what a run does; reads nothing but its own file."""
+"""The recipe: a complete, frozen, typed value that says what a run does.  Reads no file."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -72,7 +72,7 @@ class Data(Section):
     system: str | None = Field(None, description="System message for rows that have none.")
     date: str | None = Field(
         None,
-        description="Date that the chat template writes, where it writes one (Llama 3.1 and later).",
+        description="Date that the chat template writes, where it writes one (Llama 3.1 and 3.2).",
     )
 
 
@@ -91,10 +91,10 @@ class Lora(Section):
     dora: bool = Field(
         False, description="Learn a magnitude for each output row too (DoRA); slower."
     )
-    init: Literal["default", "gaussian", "orthogonal"] = Field(
+    init: Literal["default", "gaussian"] = Field(
         "default",
-        description="Start of A (B starts at zero; orthogonal starts both). PiSSA, OLoRA, CorDA and LoftQ "
-        "change the base's weights and are not offered.",
+        description="Start of A; B starts at zero. PiSSA, OLoRA, CorDA and LoftQ change the base's "
+        "weights and are not offered.",
     )
 
 
@@ -203,8 +203,8 @@ class Recipe(Section):
     )
     engine: Literal["unsloth", "reference"] = Field(
         "unsloth",
-        description="`unsloth`: its kernels on CUDA, its own backend on a CPU. `reference`: transformers, "
-        "PEFT, bitsandbytes and TRL as they are; never imports Unsloth.",
+        description="`unsloth`: its kernels on CUDA, its own backend on a CPU. `reference`: "
+        "transformers, PEFT, bitsandbytes and TRL as they are; never imports Unsloth.",
     )
     method: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
     model: Model
@@ -244,7 +244,7 @@ class Recipe(Section):
             (
                 train.packing and is_reference,
                 "train.packing",
-                "engine reference cannot keep packed rows apart; set it to false, or engine to unsloth",
+                "engine reference cannot keep packed rows apart; set it to false",
             ),
             (
                 train.gradient_checkpointing == "unsloth" and is_reference,
@@ -257,11 +257,6 @@ class Recipe(Section):
                 "Unsloth always double-quantises; leave it true, or set engine to reference",
             ),
             (len(set(lora.targets)) < len(lora.targets), "lora.targets", "a layer is named twice"),
-            (
-                lora.init == "orthogonal" and (lora.dora or lora.rank % 2 == 1),
-                "lora.init",
-                "orthogonal needs an even lora.rank and lora.dora false",
-            ),
             (
                 held_out.path is not None and held_out.share > 0,
                 "eval.share",

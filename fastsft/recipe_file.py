@@ -23,7 +23,7 @@ HINT = "`fastsft recipes --schema` lists every key with its meaning"
 
 
 def shipped_folder() -> Path:
-    """Where the recipes that come with fastsft lie: in the wheel, or beside the package in a checkout."""
+    """Where the shipped recipes lie: in the wheel, or beside the package in a checkout."""
     inside = Path(__file__).parent / "_recipes"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
 

@@ -86,7 +86,9 @@ class Run:
                 hint="restore the file from a backup, or start a new run",
             ) from error
         if not isinstance(manifest, dict):
-            raise TrainError("is not a JSON object", where=str(self.manifest_path), hint="start a new run")
+            raise TrainError(
+                "is not a JSON object", where=str(self.manifest_path), hint="start a new run"
+            )
         return manifest
 
     def update_manifest(self, entries: Mapping[str, Any]) -> None:

@@ -1,0 +1,68 @@
+"""The training child, `python -m fastsft.engine RUN`: trains the run, writes its events."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from fastsft import events
+from fastsft.errors import FastsftError, OutOfMemory, TrainError
+from fastsft.run import Run, locked, open_run
+
+
+def main() -> int:
+    """Train the run named on the command line; the exit code is the error's."""
+    run = open_run(Path(sys.argv[1]))
+    log = events.Log(run.events_path)
+    try:
+        with locked(run):
+            return _train(run, log)
+    except Exception as error:  # the child's top level: every error becomes an event
+        traceback.print_exc()
+        failure = _named(error)
+        log.write(
+            events.Failed(
+                error=type(failure).__name__,
+                what=failure.what,
+                where=failure.where,
+                hint=failure.hint,
+                exit_code=failure.exit_code,
+            )
+        )
+        log.sync()
+        return failure.exit_code
+
+
+def _train(run: Run, log: events.Log) -> int:
+    began = time.perf_counter()
+    log.write(events.Phase(name="load", detail="importing the training stack"))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if run.recipe().engine == "unsloth":
+        import unsloth  # noqa: F401  must come before trl, transformers and peft
+    from fastsft.engine.session import Session
+
+    session = Session(run, log)
+    signal.signal(signal.SIGTERM, session.ask_to_stop)
+    signal.signal(signal.SIGINT, session.ask_to_stop)
+    session.train(began)
+    return 0
+
+
+def _named(error: Exception) -> FastsftError:
+    """The error as one of ours."""
+    if isinstance(error, FastsftError):
+        return error
+    told = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return OutOfMemory(
+            told,
+            hint="lower train.micro_batch_rows (and raise train.accumulation_steps as much), "
+            "data.max_tokens or lora.rank",
+        )
+    return TrainError(told, hint="train.log in the run folder has the whole story")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Turns the trainer's hooks into events, saves, evaluations and guards."""
+
+import errno
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from fastsft import events
+from fastsft.engine import checkpoint, preflight, sft
+from fastsft.engine.checkpoint import Checkpoint
+from fastsft.errors import NothingTrained, TrainError
+from fastsft.meter import Tokens
+from fastsft.recipe import Recipe
+from fastsft.run import Run
+
+PROGRESS = "fastsft.json"
+
+
+class Conductor(TrainerCallback):  # type: ignore[misc]
+    """Runs the preflight, writes events, decides when to evaluate, save and stop."""
+
+    def __init__(self, run: Run, recipe: Recipe, log: events.Log, meta: dict[str, Any]) -> None:
+        self.run, self.recipe, self.log, self.meta = run, recipe, log, meta
+        self.trainer: Any = None
+        self.before_start: Any = None
+        self.is_stop_asked = False
+        self.order_hash = ""
+        self.best_loss: float | None = None
+        self.best_step: int | None = None
+        self.evaluations_without_gain = 0
+        self._began = 0.0
+        self._tokens = Tokens()
+        self._seconds = 0.0
+        self._saved_step = -1
+        self.is_over = False
+
+    def attach(self, trainer: Any) -> None:
+        """Let the trainer's saves and micro-batches come here."""
+        self.trainer = trainer
+        trainer.record = sft.StepRecord(self.order_hash)
+        trainer.save_through = self.save
+
+    def restore(self, found: Checkpoint) -> None:
+        """Go on from a checkpoint's own numbers."""
+        kept = json.loads((found.folder / PROGRESS).read_text("utf-8"))
+        self.order_hash, self.is_over = kept["order_hash"], kept["is_over"]
+        self.best_loss, self.best_step = kept["best_loss"], kept["best_step"]
+        self.evaluations_without_gain = kept["evaluations_without_gain"]
+        self._saved_step = found.step
+
+    # The trainer's hooks, in the order in which they come.
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Preflight, then the training phase."""
+        self.before_start()
+        self.log.write(events.Phase(name="train"))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The step's clock starts."""
+        self._began = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Nothing that is not a number reaches the weights."""
+        sft.refuse_non_finite(self.trainer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the step, and decide what follows it."""
+        self._tokens = self.trainer.record.close()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._seconds = time.perf_counter() - self._began
+        step, is_last = state.global_step, state.global_step >= state.max_steps
+        self.is_over = is_last
+        every = self.recipe.eval.every_steps
+        control.should_evaluate = self.recipe.eval.has_rows and (
+            is_last or (every is not None and step % every == 0)
+        )
+        is_due = step % self.recipe.train.save_every_steps == 0
+        control.should_save = is_due or is_last or self.is_stop_asked
+        control.should_training_stop = is_last or self.is_stop_asked
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """One step event for each step."""
+        if not logs or "loss" not in logs:
+            return
+        grad_norm = float(logs.get("grad_norm", float("nan")))
+        if state.global_step == 1 and grad_norm == 0:
+            raise NothingTrained(
+                "every gradient is zero",
+                where="step 1",
+                hint="check lora.targets; --set engine=reference shows whether the engine is at fault",
+            )
+        trained, real, slots = self._tokens.per_second(self._seconds)
+        self.log.write(
+            events.Step(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=float(state.epoch or 0),
+                loss=float(logs["loss"]),
+                grad_norm=grad_norm,
+                learning_rate=float(logs["learning_rate"]),
+                trained_tokens_per_s=trained,
+                real_tokens_per_s=real,
+                slots_per_s=slots,
+                vram_peak_reserved_bytes=preflight.vram_peak(),
+            )
+        )
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any
+    ) -> None:
+        """Keep the best, and stop when nothing better comes."""
+        loss = float(metrics["eval_loss"])
+        is_best = self.best_loss is None or loss < self.best_loss
+        self.log.write(events.Evaluated(step=state.global_step, loss=loss, is_best=is_best))
+        if is_best:
+            self.best_loss, self.best_step = loss, state.global_step
+            self.evaluations_without_gain = 0
+            control.should_save = control.should_save or self.recipe.eval.keep_best
+            return
+        self.evaluations_without_gain += 1
+        patience = self.recipe.eval.patience
+        if patience is not None and self.evaluations_without_gain >= patience:
+            control.should_save = control.should_training_stop = self.is_over = True
+            self.log.write(
+                events.Note(
+                    text=f"stopped early: no lower held-out loss in {patience} evaluations; "
+                    f"best {self.best_loss:.4f} at step {self.best_step}"
+                )
+            )
+
+    def save(self, trainer: Any) -> None:
+        """Commit a checkpoint of this step, then rotate the older ones.
+
+        Raises TrainError when it cannot be written; earlier checkpoints stay.
+        """
+        began, step = time.perf_counter(), int(trainer.state.global_step)
+        if step == self._saved_step:
+            return
+        final = self.run.checkpoints / checkpoint.name(step)
+        try:
+            with checkpoint.staged(final, {**self.meta, "step": step}) as staging:
+                sft.write_state(trainer, staging)
+                (staging / PROGRESS).write_text(json.dumps(self._progress(), indent=2), "utf-8")
+        except Exception as error:
+            if not is_disk_error(error):
+                raise
+            raise TrainError(
+                f"the checkpoint could not be written: {error}",
+                where=str(final),
+                hint="free some space, then `fastsft train --resume RUN` goes on from the last one",
+            ) from error
+        self._saved_step = step
+        self.log.sync()
+        self._rotate()
+        seconds = time.perf_counter() - began
+        self.log.write(events.Saved(step=step, checkpoint=final.name, seconds=seconds))
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "is_over": self.is_over,
+            "order_hash": self.trainer.record.order_hash,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "evaluations_without_gain": self.evaluations_without_gain,
+        }
+
+    def _rotate(self) -> None:
+        keeps_best = self.recipe.eval.keep_best and self.best_step is not None
+        checkpoint.rotate(
+            self.run.checkpoints,
+            keep=self.recipe.train.keep_checkpoints,
+            protect=checkpoint.name(self.best_step or 0) if keeps_best else None,
+        )
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether a write failed for the disk's sake; safetensors wraps the cause in its own class."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+    is_plain = isinstance(error, OSError) and error.errno in numbers
+    told = str(error)
+    return is_plain or any(
+        mark in told
+        for mark in ("No space left", "os error 28", "file write failed", "os error 5)")
+    )
+
+
+def copy_sidecars(base: Path, folder: Path) -> None:
+    """Put the base's tokenizer and template beside the weights, byte for byte."""
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "tokenizer.model",
+    )
+    for name in names:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)

@@ -1,0 +1,176 @@
+"""A recipe on this device: what `auto` means here, and what cannot be honoured.  No torch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastsft.errors import DeviceError, RecipeError
+from fastsft.recipe import Recipe
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where training runs: CUDA or the CPU, and whether CUDA has bfloat16."""
+
+    kind: Literal["cuda", "cpu"]
+    has_bfloat16: bool
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The device's answer to each open setting."""
+
+    device: Device
+    dtype: Dtype
+    optimizer: str
+    gradient_checkpointing: Literal["unsloth", "standard", "none"]
+    total_steps: int
+    warmup_steps: int
+
+
+def resolve(recipe: Recipe, device: Device, *, rows: int) -> Resolved:
+    """What each `auto` becomes for `rows` training rows on this device.
+
+    Raises RecipeError for what this device cannot honour.
+    """
+    _refuse(recipe, device)
+    steps = total_steps(recipe, rows)
+    return Resolved(
+        device=device,
+        dtype=_dtype(recipe, device),
+        optimizer=_optimizer(recipe, device),
+        gradient_checkpointing=_checkpointing(recipe, device),
+        total_steps=steps,
+        warmup_steps=math.ceil(recipe.train.warmup_share * steps),
+    )
+
+
+def total_steps(recipe: Recipe, rows: int) -> int:
+    """Optimizer steps of the whole run; a last, smaller batch of an epoch counts as one."""
+    train = recipe.train
+    if train.steps is not None:
+        return train.steps
+    micro_batches = math.ceil(rows / train.micro_batch_rows)
+    return math.ceil((train.epochs or 0) * math.ceil(micro_batches / train.accumulation_steps))
+
+
+def _refuse(recipe: Recipe, device: Device) -> None:
+    train, model = recipe.train, recipe.model
+    if device.kind == "cuda":
+        if model.dtype == "bfloat16" and not device.has_bfloat16:
+            raise _refused("model.dtype", "this GPU has no bfloat16", "float16 or auto")
+        return
+    if train.optimizer not in ("auto", "adamw"):
+        raise _refused("train.optimizer", f"{train.optimizer} needs CUDA", "auto or adamw")
+    if train.packing:
+        raise _refused("train.packing", "no attention kernel keeps rows apart on a CPU", "false")
+    if train.gradient_checkpointing == "unsloth":
+        raise _refused("train.gradient_checkpointing", "`unsloth` needs CUDA", "auto")
+    if model.dtype == "float16" or (model.dtype == "bfloat16" and recipe.engine == "unsloth"):
+        raise _refused("model.dtype", f"{model.dtype} does not train on a CPU", "auto or float32")
+    if model.min_vram_gib > 0:
+        raise DeviceError(
+            f"this recipe is meant for a GPU with {model.min_vram_gib:g} GiB, and none is here",
+            where="model.min_vram_gib",
+            hint="try a tiny recipe (`fastsft recipes`), or --set model.min_vram_gib=0 to run on "
+            "the CPU all the same; `fastsft doctor` says what it sees",
+        )
+
+
+def _refused(key: str, what: str, cure: str) -> RecipeError:
+    return RecipeError(f"{key}: {what}", where="recipe", hint=f"set {key} to {cure}")
+
+
+def _dtype(recipe: Recipe, device: Device) -> Dtype:
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    if device.kind == "cpu":
+        return "float32"
+    return "bfloat16" if device.has_bfloat16 else "float16"
+
+
+def _optimizer(recipe: Recipe, device: Device) -> str:
+    asked = recipe.train.optimizer
+    if asked == "auto":
+        asked = "adamw_8bit" if device.kind == "cuda" else "adamw"
+    return OPTIMIZERS[asked]
+
+
+def _checkpointing(recipe: Recipe, device: Device) -> Literal["unsloth", "standard", "none"]:
+    asked = recipe.train.gradient_checkpointing
+    if asked != "auto":
+        return asked
+    if device.kind == "cpu":
+        return "none"
+    return "unsloth" if recipe.engine == "unsloth" else "standard"
+
+
+def trainer_arguments(recipe: Recipe, resolved: Resolved, output_dir: str) -> dict[str, Any]:
+    """Every argument of TRL's SFTConfig that we rely on, by name.
+
+    All are passed explicitly, since Unsloth replaces TRL's defaults.
+    Source: shared notes on Unsloth 2026.10.9; TRL 1.15 SFTConfig, transformers 5.17.
+    """
+    train, is_cuda = recipe.train, resolved.device.kind == "cuda"
+    return {
+        "output_dir": output_dir,
+        "per_device_train_batch_size": train.micro_batch_rows,
+        "per_device_eval_batch_size": recipe.eval.micro_batch_rows or train.micro_batch_rows,
+        "gradient_accumulation_steps": train.accumulation_steps,
+        "max_steps": resolved.total_steps,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": resolved.warmup_steps,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": resolved.optimizer,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "bf16": resolved.dtype == "bfloat16",
+        "fp16": resolved.dtype == "float16",
+        "tf32": None,
+        "use_cpu": not is_cuda,
+        "gradient_checkpointing": resolved.gradient_checkpointing != "none",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "neftune_noise_alpha": train.neftune_alpha,
+        "packing": train.packing,
+        "eval_packing": False,
+        "padding_free": False,
+        "max_length": recipe.data.max_tokens,
+        "dataset_kwargs": {"skip_prepare_dataset": not train.packing},
+        "remove_unused_columns": False,
+        "completion_only_loss": False,
+        "assistant_only_loss": False,
+        "loss_type": "nll",
+        "seed": train.seed,
+        "data_seed": train.seed,
+        "logging_steps": 1,
+        "logging_strategy": "steps",
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "prediction_loss_only": True,
+        "eval_accumulation_steps": None,
+        "load_best_model_at_end": False,
+        "report_to": list(train.report_to) or "none",
+        "disable_tqdm": True,
+        "push_to_hub": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": is_cuda,
+        "dataloader_drop_last": False,
+        "auto_find_batch_size": False,
+        "torch_compile": False,
+        "activation_offloading": False,
+        "use_liger_kernel": False,
+        "ignore_data_skip": False,
+        "average_tokens_across_devices": True,
+    }

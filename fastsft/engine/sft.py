@@ -1,0 +1,193 @@
+"""Builds TRL's SFTTrainer from a recipe; the one place where the two vocabularies meet."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastsft.data.arrays import TokenRows
+from fastsft.engine import settings
+from fastsft.engine.load import Loaded, in_float32
+from fastsft.engine.settings import Resolved
+from fastsft.errors import NonFiniteLoss
+from fastsft.meter import Tokens
+from fastsft.recipe import Recipe
+
+UNTRAINED = -100
+
+
+class StepRecord:
+    """What one optimizer step was fed: its losses, its tokens, and the running order hash."""
+
+    def __init__(self, order_hash: str) -> None:
+        self.order_hash = order_hash
+        self._batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+        self._losses: list[torch.Tensor] = []
+
+    def add(self, inputs: dict[str, Any]) -> None:
+        """Note a micro-batch; nothing is copied off the device before the step ends."""
+        self._batches.append((inputs["input_ids"], inputs["labels"], inputs.get("attention_mask")))
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Note a micro-batch's loss."""
+        self._losses.append(loss)
+
+    def losses_are_finite(self) -> bool:
+        """Whether every loss of the step so far is a number."""
+        return bool(torch.isfinite(torch.stack(self._losses)).all())
+
+    def close(self) -> Tokens:
+        """The step's tokens; its rows go into the order hash, and the record is empty again."""
+        total = Tokens()
+        for ids, labels, mask in self._batches:  # each [B, T]
+            raw = ids.to("cpu", torch.int32).numpy().tobytes()
+            self.order_hash = sha256(self.order_hash.encode() + raw).hexdigest()
+            real = ids.numel() if mask is None else int(mask.sum())
+            trained = int((labels[:, 1:] != UNTRAINED).sum())
+            total += Tokens(trained=trained, real=real, slots=ids.numel())
+        self._batches.clear()
+        self._losses.clear()
+        return total
+
+
+def dataset(rows: TokenRows) -> Any:
+    """The rows as a `datasets.Dataset` of `input_ids` and `labels`."""
+    from datasets import Dataset
+
+    pairs = [rows[index] for index in range(len(rows))]
+    return Dataset.from_dict(
+        {"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]}
+    )
+
+
+class Collator:
+    """Pads rows on the right to the longest of the batch.  Nothing is cut."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_id)  # [B, T]
+        labels = torch.full((len(rows), width), UNTRAINED)  # [B, T]
+        mask = torch.zeros((len(rows), width), dtype=torch.long)  # [B, T]
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            ids[index, :length] = torch.as_tensor(row["input_ids"])
+            labels[index, :length] = torch.as_tensor(row["labels"])
+            mask[index, :length] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def build(
+    recipe: Recipe,
+    resolved: Resolved,
+    loaded: Loaded,
+    train: TokenRows,
+    evaluation: TokenRows,
+    *,
+    pad_id: int,
+    work: Path,
+    callbacks: Sequence[Any],
+) -> Any:
+    """The trainer, with the saving and loading of checkpoints left to `callbacks`."""
+    from trl import SFTConfig
+
+    arguments = settings.trainer_arguments(recipe, resolved, str(work))
+    trainer = _trainer_class(recipe, resolved)(
+        model=loaded.model,
+        args=SFTConfig(**arguments),
+        train_dataset=dataset(train),
+        eval_dataset=dataset(evaluation) if len(evaluation) else None,
+        data_collator=None if recipe.train.packing else Collator(pad_id),
+        processing_class=loaded.tokenizer,
+        callbacks=list(callbacks),
+    )
+    in_float32(trainer.model)
+    return trainer
+
+
+def _trainer_class(recipe: Recipe, resolved: Resolved) -> Any:
+    """SFTTrainer as the engine has it now, which hands us every micro-batch and save.
+
+    Made here, not at import: Unsloth replaces `trl.SFTTrainer` when it is imported.
+    """
+    from transformers import Trainer
+    from trl import SFTTrainer
+
+    class RecordedTrainer(SFTTrainer):  # type: ignore[misc]
+        """SFTTrainer that records what each step is fed, and saves through its callback."""
+
+        record: StepRecord
+        save_through: Any = None
+
+        def training_step(
+            self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+        ) -> torch.Tensor:
+            self.record.add(inputs)
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            self.record.add_loss(loss)
+            return loss
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            self.save_through(self)
+
+    class StockLossTrainer(RecordedTrainer):
+        """TRL 1.15's fused loss has Triton kernels only; on a CPU the model computes its own."""
+
+        compute_loss = Trainer.compute_loss
+
+    is_stock_cpu = recipe.engine == "reference" and resolved.device.kind == "cpu"
+    return StockLossTrainer if is_stock_cpu else RecordedTrainer
+
+
+def write_state(trainer: Any, folder: Path) -> None:
+    """Everything that a resume needs: weights, optimizer, scheduler, random numbers, position."""
+    trainer.store_flos()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder, safe_serialization=True)
+    trainer._save_optimizer_and_scheduler(str(folder))
+    trainer._save_scaler(str(folder))
+    trainer._save_rng_state(str(folder))
+    trainer.state.save_to_json(str(folder / "trainer_state.json"))
+
+
+def differing(trainer: Any, arguments: dict[str, Any]) -> dict[str, list[str]]:
+    """Each argument that the libraries changed: name -> [requested, effective]."""
+    found = {}
+    for key, requested in arguments.items():
+        effective = getattr(trainer.args, key, "missing")
+        effective = getattr(effective, "value", effective)
+        if not _same(requested, effective):
+            found[key] = [str(requested), str(effective)]
+    return found
+
+
+def _same(requested: Any, effective: Any) -> bool:
+    is_none = requested == "none" and not effective
+    return bool(is_none or requested == effective)
+
+
+def refuse_non_finite(trainer: Any) -> None:
+    """Raise NonFiniteLoss before the optimizer steps with a loss or gradient that is no number."""
+    step = trainer.state.global_step + 1
+    hint = (
+        "lower train.learning_rate or use model.dtype bfloat16; the last checkpoint is intact: "
+        "`fastsft train --resume RUN` goes on from it"
+    )
+    if not trainer.record.losses_are_finite():
+        raise NonFiniteLoss("the loss is not a finite number", where=f"step {step}", hint=hint)
+    gradients = [w.grad for w in trainer.model.parameters() if w.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+    if not torch.isfinite(norms).all() and not _scaler_will_skip(trainer):
+        raise NonFiniteLoss("a gradient is not a finite number", where=f"step {step}", hint=hint)
+
+
+def _scaler_will_skip(trainer: Any) -> bool:
+    """In float16 the loss scaler finds its scale by overflowing; it skips such steps itself."""
+    return trainer.accelerator.scaler is not None
