@@ -95,7 +95,7 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
             raise NothingTrained(
                 "every gradient is zero",
                 where="step 1",
-                hint="check lora.targets; --set engine=reference shows whether the engine is at fault",
+                hint="check lora.targets; --set engine=reference shows whether it is the engine",
             )
         trained, real, slots = self._tokens.per_second(self._seconds)
         self.log.write(

@@ -130,7 +130,7 @@ def newest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
     None when there never was one.  Raises TrainError when there are some and none is valid:
     starting from nothing would throw the run away.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for folder in candidates(parent):
         try:
             return check(folder), passed_over

@@ -49,7 +49,8 @@ def unsloth_load_arguments(recipe: Recipe, resolved: Resolved, folder: Path) -> 
 
 def unsloth_checkpointing(resolved: Resolved) -> bool | str:
     """Unsloth's spelling of `train.gradient_checkpointing`."""
-    return {"unsloth": "unsloth", "standard": True, "none": False}[resolved.gradient_checkpointing]
+    asked = resolved.gradient_checkpointing
+    return asked if asked == "unsloth" else asked == "standard"
 
 
 def lora_arguments(recipe: Recipe) -> dict[str, Any]:

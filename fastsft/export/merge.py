@@ -16,7 +16,7 @@ from fastsft.errors import ExportError
 from fastsft.export import sidecars
 from fastsft.export.blas import one_blas_thread
 from fastsft.export.blocks import Kernel
-from fastsft.export.lora import open_adapter
+from fastsft.export.lora import Adapter, open_adapter
 from fastsft.export.plan import EMBEDDING, HEAD, Plan, plan_outputs
 from fastsft.export.shards import Shard, Writer, split, write_index
 from fastsft.export.staging import (
@@ -27,7 +27,7 @@ from fastsft.export.staging import (
     staged,
     write_file,
 )
-from fastsft.weights import INDEX, SINGLE, Checkpoint, Dtype, Reader
+from fastsft.weights import INDEX, ITEM_BYTES, SINGLE, Checkpoint, Dtype, Reader
 
 TargetDtype = Literal["base", "bfloat16", "float16", "float32"]
 Progress = Callable[[int, int], None]
@@ -102,10 +102,10 @@ class _Job:
 
 
 def _prepare(base: Path, adapter: Path, dtype: TargetDtype, tokens: sidecars.Tokens) -> _Job:
-    weights = Checkpoint.open(base)
+    weights, change, stored = _sources(base, adapter, _STORED[dtype])
     config = sidecars.config(base)
     tied = HEAD not in weights.tensors or config.get("tie_word_embeddings") is True
-    plan = plan_outputs(weights, open_adapter(adapter), tied=tied, dtype=_STORED[dtype])
+    plan = plan_outputs(weights, change, tied=tied, dtype=stored)
     embedding = weights.tensors.get(EMBEDDING)
     rows = embedding.shape[0] if embedding else None
     texts = {
@@ -117,6 +117,34 @@ def _prepare(base: Path, adapter: Path, dtype: TargetDtype, tokens: sidecars.Tok
         {name: sidecars.as_json(value) for name, value in texts.items()},
         sidecars.tokenizer(adapter, base),
     )
+
+
+def _sources(
+    base: Path, trained: Path, stored: Dtype | None
+) -> tuple[Checkpoint, Adapter, Dtype | None]:
+    """The weights to start from, what changes them, and the type to store.
+
+    `trained` is an adapter, or the whole model where every weight was trained: then nothing is
+    added to it, and it is stored in the base's type unless another is asked for.
+    """
+    weights = Checkpoint.open(base)
+    if (trained / "adapter_config.json").exists() or not holds_weights(trained):
+        return weights, open_adapter(trained), stored
+    whole = Checkpoint.open(trained)
+    shapes = [{t.name: t.shape for t in one.tensors.values()} for one in (weights, whole)]
+    if shapes[0] != shapes[1]:
+        raise ExportError(
+            "the trained weights are those of another base",
+            where=str(trained),
+            hint="pass the base that was trained",
+        )
+    kept = max((t.dtype for t in weights.tensors.values()), key=list(ITEM_BYTES).index)
+    return whole, Adapter(trained, {}, {}), stored or kept
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether the folder has a whole model's weights."""
+    return (folder / SINGLE).exists() or (folder / INDEX).exists()
 
 
 def _write(out: Path, job: _Job, shards: Sequence[Shard], progress: Progress | None) -> Kernel:

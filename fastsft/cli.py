@@ -1,0 +1,138 @@
+"""The command line: parse, import late, call one function, print."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastsft.errors import FastsftError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune Qwen2.5, Llama and Mistral on one consumer GPU, and prove every step.",
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder under runs/.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are made.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdout.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key; may be repeated."),
+]
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the verb."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A shipped name (`fastsft recipes`) or a YAML file.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="JSONL file of rows.")] = None,
+    overrides: Set = None,
+    runs: Runs = Path("runs"),
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with a stopped run.")
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-change", help="On resume: recipe, data, base, tokens or stack may differ."
+        ),
+    ] = None,
+) -> None:
+    """Fine-tune a model by a recipe; prints the run folder."""
+    from fastsft import commands
+
+    if resume is not None:
+        commands.resume(resume, allow_change or [], given=[recipe, data, overrides])
+    else:
+        commands.train(recipe, data, overrides or [], runs)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[str, typer.Option("--to", help="merged: 16-bit safetensors.")] = "merged",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="base, bfloat16, float16 or float32.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an older export.")
+    ] = False,
+) -> None:
+    """Merge a finished adapter into its 16-bit base; prints the folder."""
+    from fastsft import commands
+
+    commands.export(run, to=to, out=out, dtype=dtype, overwrite=overwrite)
+
+
+@app.command()
+def chat(
+    run: RunFolder,
+    base: Annotated[bool, typer.Option("--base", help="Talk to the base without adapter.")] = False,
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 512,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, max=5, help="0 is greedy.")
+    ] = 0.0,
+) -> None:
+    """Talk to a finished adapter, or to its base; one message a line."""
+    from fastsft import commands
+
+    commands.chat(run, base=base, system=system, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command()
+def recipes(
+    schema: Annotated[bool, typer.Option("--schema", help="Every key with its meaning.")] = False,
+    show: Annotated[str | None, typer.Option("--show", help="Print one recipe, complete.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the shipped recipes."""
+    from fastsft import commands
+
+    commands.recipes(schema=schema, show=show, json=json)
+
+
+@app.command()
+def demo(
+    runs: Runs = Path("runs"),
+    engine: Annotated[str, typer.Option("--engine", help="unsloth or reference.")] = "unsloth",
+) -> None:
+    """Fine-tune the tiny base that ships with fastsft, and prove it; minutes on a CPU."""
+    from fastsft import commands
+
+    commands.demo(runs, engine)
+
+
+@app.command()
+def doctor(json: AsJson = False) -> None:
+    """Check versions, GPU and driver; name what is missing and its cure."""
+    from fastsft import commands
+
+    commands.doctor(json=json)
+
+
+def main() -> None:
+    """The edge: every error becomes a line with its hint and exit code."""
+    try:
+        app()
+    except FastsftError as error:
+        if "--debug" in sys.argv:
+            raise
+        from fastsft import console
+
+        console.error(error)
+        sys.exit(error.exit_code)

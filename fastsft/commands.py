@@ -1,0 +1,268 @@
+"""What each verb does: calls the rooms in order, and says what happened."""
+
+import json as jsons
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from fastsft import base as bases
+from fastsft import console, events, hardware, launch, recipe_file, run, start
+from fastsft.data.prepare import Prepared
+from fastsft.data.tokenizer import ChatTokenizer
+from fastsft.engine import settings
+from fastsft.errors import ExportError, RecipeError, TrainError
+from fastsft.export.merge import MergeReport, TargetDtype, merge
+from fastsft.recipe import Recipe
+from fastsft.run import Run
+
+
+def train(name: str | None, data: Path | None, overrides: Sequence[str], runs: Path) -> None:
+    """Train by a recipe, from the first check to the adapter."""
+    if name is None:
+        raise RecipeError(
+            "name a recipe", where="train", hint="`fastsft recipes` lists the shipped ones"
+        )
+    recipe = _with_files(recipe_file.load(name, overrides), data)
+    made = begin(recipe, runs, name=Path(name).stem)
+    finish(made)
+
+
+def _with_files(recipe: Recipe, data: Path | None) -> Recipe:
+    """The recipe with its files named in full, so that it means the same from any folder."""
+    path = str(data) if data is not None else recipe.data.path
+    files = {"data": path, "eval": recipe.eval.path}
+    absolute = {key: str(Path(p).expanduser().resolve()) if p else None for key, p in files.items()}
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"path": absolute["data"]}),
+            "eval": recipe.eval.model_copy(update={"path": absolute["eval"]}),
+        }
+    )
+
+
+def begin(recipe: Recipe, runs: Path, *, name: str) -> Run:
+    """A run ready to train; what cannot work is refused before anything is written."""
+    device = _device()
+    settings.resolve(recipe, device, rows=1)
+    with console.spinner(f"base {recipe.model.base}"):
+        base = bases.resolve(recipe.model)
+    with console.spinner("reading and checking rows"):
+        prepared = start.prepare_rows(recipe, base)
+    made = start.start(recipe, base, prepared, runs=runs, name=name)
+    _tell(recipe, prepared, made, settings.total_steps(recipe, len(prepared.train)))
+    return made
+
+
+def _device() -> settings.Device:
+    gpu = hardware.gpu()
+    if gpu is None:
+        return settings.Device("cpu", has_bfloat16=False)
+    return settings.Device("cuda", has_bfloat16=float(gpu.compute_capability) >= 8.0)
+
+
+def _tell(recipe: Recipe, prepared: Prepared, made: Run, steps: int) -> None:
+    """What will be trained, before it is."""
+    gpu = hardware.gpu()
+    if gpu is not None and gpu.memory_bytes < 0.95 * recipe.model.min_vram_gib * 2**30:
+        console.note(
+            f"this recipe is meant for {recipe.model.min_vram_gib:g} GiB, {gpu.name} has "
+            f"{hardware.gib(gpu.memory_bytes)}; the preflight will tell before step 1"
+        )
+    totals = prepared.ledger
+    dropped = ", ".join(f"{count} {reason}" for reason, count in totals.dropped.items()) or "none"
+    share = prepared.trained_tokens / max(prepared.train_tokens, 1)
+    for text in totals.notes:
+        console.note(f"note: {text}")
+    for sample in prepared.samples[:1]:
+        console.sample(sample.segments, where=sample.where)
+    console.facts(
+        {
+            "run": str(made.folder),
+            "engine": recipe.engine,
+            "rows": f"{totals.rows_in} in = {len(prepared.train)} trained + "
+            f"{len(prepared.eval)} held out + dropped: {dropped}",
+            "tokens": f"{prepared.train_tokens:,} an epoch, {share:.0%} trained",
+            "steps": f"{steps} of {recipe.train.micro_batch_rows} x "
+            f"{recipe.train.accumulation_steps} rows",
+        }
+    )
+
+
+def finish(made: Run, *, answer: bool = True) -> None:
+    """Train a run that is ready, or go on with one that was stopped."""
+    with console.TrainView() as view:
+        last = launch.train(made, view)
+    if isinstance(last, events.Stopped):
+        console.note(f"stopped at step {last.step} of {last.total_steps}, saved")
+        console.note(f"go on with: fastsft train --resume {made.folder}")
+        raise SystemExit(128 + signal.SIGINT)
+    if isinstance(last, events.Finished):
+        best = f", best at step {last.best_step}" if last.best_step is not None else ""
+        console.note(f"finished: {last.step} steps{best}, {last.seconds:.0f} s, {last.result}")
+    if answer:
+        console.answer(str(made.folder))
+
+
+def resume(folder: Path, allowed: Sequence[str], *, given: Sequence[object]) -> None:
+    """Go on with a stopped run; a finished one is left as it is."""
+    if any(given):
+        raise RecipeError(
+            "takes no recipe, --data or --set: the run has its own",
+            where="--resume",
+            hint="start a new run to train something else",
+        )
+    parts = ("recipe", "data", "base", "tokens", "stack")
+    for part in allowed:
+        if part not in parts:
+            raise RecipeError(
+                f"{part} is nothing that can change",
+                where="--allow-change",
+                hint=f"one of {', '.join(parts)}",
+            )
+    made = run.open_run(folder)
+    if made.is_finished:
+        console.note("finished already; nothing to do")
+        console.answer(str(made.folder))
+        return
+    for part in start.check_unchanged(made, allowed=allowed):
+        console.note(f"{part} changed since the run began; allowed")
+    finish(made)
+
+
+def export(folder: Path, *, to: str, out: Path | None, dtype: str | None, overwrite: bool) -> None:
+    """Write a finished run's weights, merged."""
+    if to != "merged":
+        raise ExportError(f"{to} is not offered", where="--to", hint="--to merged")
+    if dtype not in (None, *get_args(TargetDtype)):
+        raise ExportError(
+            f"{dtype} is not offered",
+            where="--dtype",
+            hint=f"one of {', '.join(get_args(TargetDtype))}",
+        )
+    report = merged(_finished(folder), out, cast("TargetDtype | None", dtype), overwrite=overwrite)
+    speed = report.bytes_written / max(report.seconds, 1e-9) / 1e9
+    console.note(
+        f"merged {report.merged_tensors} of {report.tensors} tensors, "
+        f"{hardware.gib(report.bytes_written)} in {report.seconds:.1f} s ({speed:.2f} GB/s)"
+    )
+    if report.unchanged_tensors:
+        console.note(f"{report.unchanged_tensors} of them round to the base's own values")
+    console.answer(str(report.out))
+
+
+def merged(
+    made: Run, out: Path | None, dtype: TargetDtype | None, *, overwrite: bool
+) -> MergeReport:
+    """The run's adapter merged onto its 16-bit base."""
+    recipe = made.recipe()
+    base = bases.resolve(recipe.model)
+    if made.manifest()["identity"]["base"] != base.fingerprint:
+        raise ExportError(
+            "the base is not the one that was trained",
+            where=recipe.model.base,
+            hint="put the base's files back as they were; model.revision pins a repository",
+        )
+    tokens = ChatTokenizer.load(base.folder, family=base.family)
+    with console.byte_bar("merging") as progress:
+        return merge(
+            base.folder,
+            made.adapter,
+            out or made.exports / "merged",
+            stop_ids=tokens.stop_ids,
+            pad_id=tokens.pad_id,
+            bos_id=tokens.bos_id,
+            dtype=dtype or recipe.export.dtype,
+            max_shard_bytes=int(recipe.export.max_shard_gib * 2**30),
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+
+def _finished(folder: Path) -> Run:
+    made = run.open_run(folder)
+    if not made.is_finished:
+        raise TrainError(
+            "the run is not finished",
+            where=str(folder),
+            hint=f"fastsft train --resume {folder}",
+        )
+    return made
+
+
+def chat(
+    folder: Path, *, base: bool, system: str | None, max_tokens: int, temperature: float
+) -> None:
+    """Talk to a run's model, one message a line, until the input ends."""
+    from fastsft.sampling import model
+
+    made = _finished(folder)
+    with console.spinner("loading the model"):
+        opened = model(made, base=base)
+        sampler = opened.__enter__()
+    try:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        for asked in console.questions():
+            messages.append({"role": "user", "content": asked})
+            pieces = sampler.stream(messages, max_tokens=max_tokens, temperature=temperature)
+            messages.append({"role": "assistant", "content": console.stream(pieces)})
+    finally:
+        opened.__exit__(None, None, None)
+
+
+def recipes(*, schema: bool, show: str | None, json: bool) -> None:
+    """The shipped recipes, one of them, or the schema."""
+    from fastsft import reference
+
+    if schema and json:
+        console.as_json(Recipe.model_json_schema())
+    elif schema:
+        console.table(("key", "type", "default", "meaning"), reference.plain())
+    elif show is not None:
+        console.answer(recipe_file.dump(recipe_file.load(show)).rstrip())
+    else:
+        _list(json=json)
+
+
+def _list(*, json: bool) -> None:
+    found = {name: recipe_file.load(name) for name in recipe_file.shipped_names()}
+    if json:
+        console.as_json({name: jsons.loads(r.model_dump_json()) for name, r in found.items()})
+        return
+    rows = sorted(found.items(), key=lambda item: item[1].model.min_vram_gib)
+    console.table(("recipe", "card", "base", "what"), [_row(*item) for item in rows])
+
+
+def _row(name: str, recipe: Recipe) -> tuple[str, str, str, str]:
+    card = f"{recipe.model.min_vram_gib:g} GiB" if recipe.model.min_vram_gib else "CPU"
+    kind = "4-bit" if recipe.model.quantization == "nf4" else "16-bit"
+    return name, card, f"{recipe.model.base} ({kind})", recipe.description
+
+
+def doctor(*, json: bool) -> None:
+    """What the machine has, what it lacks and the cure."""
+    from fastsft.doctor import LICENCES, examine
+
+    found = examine()
+    if json:
+        console.as_json({"findings": [asdict(f) for f in found], "licences": LICENCES})
+    else:
+        console.table(
+            ("", "what", "found", "cure"), [(f.state, f.name, f.what, f.cure) for f in found]
+        )
+        for line in LICENCES.values():
+            console.note(line)
+    if any(finding.state == "bad" for finding in found):
+        raise SystemExit(3)
+
+
+def demo(runs: Path, engine: str) -> None:
+    """Fine-tune the tiny base, export it, and prove that both answer alike."""
+    from fastsft.demo import tour
+
+    if engine not in ("unsloth", "reference"):
+        raise RecipeError(f"{engine} is no engine", where="--engine", hint="unsloth or reference")
+    told: Mapping[str, Any] = tour.run(runs, engine)
+    console.facts({key: str(value) for key, value in told.items()})
+    console.answer(str(told["run"]))
