@@ -181,7 +181,10 @@ class Log:
     """Appends events to a file, each flushed at once."""
 
     def __init__(self, path: Path) -> None:
+        is_torn = _is_torn(path)
         self._file = path.open("a", encoding="utf-8")
+        if is_torn:
+            self._file.write("\n")
 
     def write(self, event: Event) -> None:
         """Append one event."""
@@ -191,6 +194,15 @@ class Log:
     def sync(self) -> None:
         """Return once all events are on the disk."""
         os.fsync(self._file.fileno())
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a crash or a full disk cut the last line short."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def read(path: Path, *, offset: int = 0) -> Iterator[tuple[Event, int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastsft import errors, events
 from fastsft.errors import FastsftError, TrainError
-from fastsft.run import Run
+from fastsft.run import Run, locked
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 TRACKER_KEYS = ("WANDB_API_KEY",)
@@ -114,6 +114,9 @@ def _verdict(last: events.Event | None, code: int, run: Run) -> events.Event:
             where=run.folder.name,
             hint=f"`fastsft train --resume {run.folder}` goes on from the last checkpoint",
         )
+    if code == TrainError.exit_code:
+        with locked(run):  # raises, naming the holder, where another process has the run
+            pass
     raise TrainError(
         f"the training process ended with code {code} and no word",
         where=run.folder.name,

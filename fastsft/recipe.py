@@ -140,7 +140,9 @@ class Train(Section):
         None, gt=0, le=100, description="Noise on the embeddings (NEFTune)."
     )
     packing: bool = Field(
-        False, description="Several rows in one sequence, kept apart; engine unsloth on CUDA only."
+        False,
+        description="Several rows in one sequence, kept apart; engine unsloth on CUDA only, "
+        "and with `steps`.",
     )
     seed: int = Field(
         3407, ge=0, le=2**31 - 1, description="Seeds adapter, data order and dropout."
@@ -216,9 +218,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _is_honourable(self) -> Self:
-        for broken, key, cure in self._combinations():
-            if broken:
-                raise ValueError(f"@{key}: {cure}")
+        faults = [f"{key}: {cure}" for broken, key, cure in self._combinations() if broken]
+        if faults:
+            raise ValueError("@" + "\n".join(faults))
         return self
 
     def _combinations(self) -> tuple[tuple[bool, str, str], ...]:
@@ -245,6 +247,12 @@ class Recipe(Section):
                 train.packing and is_reference,
                 "train.packing",
                 "engine reference cannot keep packed rows apart; set it to false",
+            ),
+            (
+                train.packing and train.epochs is not None,
+                "train.packing",
+                "how many sequences the rows make is not known beforehand; give train.steps "
+                "instead of train.epochs",
             ),
             (
                 train.gradient_checkpointing == "unsloth" and is_reference,

@@ -11,14 +11,22 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    DocumentStartEvent,
+    NodeEvent,
+)
 
 from fastsft.errors import RecipeError
 from fastsft.recipe import Recipe
 
 MAX_BYTES = 256 * 1024
+MAX_DEPTH = 8
+MAX_FAULTS = 20
 HINT = "`fastsft recipes --schema` lists every key with its meaning"
 
 
@@ -38,14 +46,14 @@ def find(name: str) -> Path:
 
     Raises RecipeError when it is neither.
     """
+    if name in shipped_names():
+        return shipped_folder() / f"{name}.yaml"
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.exists():
         if path.is_file():
             return path
         what = "is a folder, not a recipe file" if path.is_dir() else "no such file"
         raise RecipeError(what, where=name, hint="`fastsft recipes` lists the shipped ones")
-    if name in shipped_names():
-        return shipped_folder() / f"{name}.yaml"
     close = difflib.get_close_matches(name, shipped_names(), n=1)
     guess = f"; did you mean {close[0]}?" if close else ""
     raise RecipeError(
@@ -77,40 +85,64 @@ def digest(recipe: Recipe) -> str:
     return sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
+class _Constructor(SafeConstructor):
+    """Builds YAML 1.2's core types; what looks like a date stays the text that it is."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     return yaml
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    raw = path.read_bytes()
-    if len(raw) > MAX_BYTES:
-        raise RecipeError(f"{len(raw)} bytes", where=path.name, hint="a recipe has at most 256 KiB")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise RecipeError(f"{size} bytes", where=path.name, hint="a recipe has at most 256 KiB")
     try:
-        return _tree(raw.decode("utf-8-sig"), path.name)
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(
             "not UTF-8 text", where=path.name, hint="save the recipe as UTF-8"
         ) from error
-    except DuplicateKeyError as error:
-        raise RecipeError(
-            _first_line(error), where=path.name, hint="keep one of the two"
-        ) from error
-    except (YAMLError, RecursionError) as error:
-        raise RecipeError(f"not YAML: {_first_line(error)}", where=path.name, hint=HINT) from error
-
-
-def _tree(text: str, where: str) -> dict[str, Any]:
-    if any(isinstance(event, AliasEvent) for event in _yaml().parse(StringIO(text))):
-        raise RecipeError(
-            "YAML aliases (*name) are refused", where=where, hint="write the value out"
-        )
-    tree = _yaml().load(text)
+    tree = _value(text, path.name, hint=HINT)
     if not isinstance(tree, dict):
-        raise RecipeError("not a mapping of keys to values", where=where, hint=HINT)
+        raise RecipeError("not a mapping of keys to values", where=path.name, hint=HINT)
     return tree
+
+
+def _value(text: str, where: str, *, hint: str) -> Any:
+    """What the YAML says: strings, numbers, booleans, nulls, lists and mappings of them."""
+    try:
+        _refuse_extras(text, where)
+        return _yaml().load(text)
+    except DuplicateKeyError as error:
+        what = _first_line(error).partition(" with value")[0]
+        raise RecipeError(what, where=where, hint="keep one of the two") from error
+    except (YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise RecipeError(f"not YAML: {_first_line(error)}", where=where, hint=hint) from error
+
+
+def _refuse_extras(text: str, where: str) -> None:
+    """Refuse what a recipe never needs and a stranger's file may abuse, before it is built."""
+    depth = 0
+    for event in _yaml().parse(StringIO(text)):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise RecipeError("nested too deep", where=where, hint=HINT)
+        if isinstance(event, AliasEvent):
+            raise RecipeError(
+                "YAML aliases (*name) are refused", where=where, hint="write the value out"
+            )
+        if isinstance(event, DocumentStartEvent) and (event.version or event.tags):
+            raise RecipeError("YAML directives (%) are refused", where=where, hint="remove it")
+        if isinstance(event, NodeEvent) and getattr(event, "tag", None) is not None:
+            raise RecipeError("YAML tags (!name) are refused", where=where, hint="remove the tag")
 
 
 def _first_line(error: Exception) -> str:
@@ -121,7 +153,7 @@ def _first_line(error: Exception) -> str:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
-    if not sign or not key:
+    if not sign or not all(key.split(".")):
         raise RecipeError(
             "wants key=value", where=f"--set {override}", hint="--set train.learning_rate=1e-4"
         )
@@ -130,24 +162,23 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise RecipeError(f"{section} is not a section", where=f"--set {override}", hint=HINT)
-    try:
-        tree[leaf] = _yaml().load(text) if text else None
-    except YAMLError as error:
-        raise RecipeError(
-            f"not YAML: {_first_line(error)}", where=f"--set {override}", hint="quote it"
-        ) from error
+    tree[leaf] = _value(text, f"--set {override}", hint="quote it")
 
 
 def _validate(tree: Mapping[str, Any], where: str) -> Recipe:
     try:
-        return Recipe.model_validate_json(json.dumps(tree))
+        return Recipe.model_validate_json(json.dumps(tree, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(
                 str(error), where=where, hint="use strings, numbers, true, false, null"
             ) from error
-        faults = [_fault(detail) for detail in error.errors()]
-        raise RecipeError(f"\n{where}: ".join(faults), where=where, hint=HINT) from error
+        details = error.errors()
+        faults = [_fault(detail) for detail in details[:MAX_FAULTS]]
+        if len(details) > MAX_FAULTS:
+            faults.append(f"and {len(details) - MAX_FAULTS} more faults")
+        what = "\n".join(faults).replace("\n", f"\n{where}: ")
+        raise RecipeError(what, where=where, hint=HINT) from error
 
 
 def _fault(detail: ErrorDetails) -> str:
@@ -171,7 +202,7 @@ def _lower(message: str) -> str:
 
 def _nearest(key: str) -> str:
     """`; did you mean …?` for the known key that is nearest, by path or by last name."""
-    known = list(keys())
+    known = [k for k in keys() if not key.startswith(f"{k}.")]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
     leaf = key.rsplit(".", 1)[-1]
     close = close or [k for k in known if k.rsplit(".", 1)[-1] == leaf]

@@ -5,9 +5,11 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from fastsft import events
+from fastsft.engine import checkpoint
 from fastsft.errors import FastsftError, OutOfMemory, TrainError
 from fastsft.run import Run, locked, open_run
 
@@ -15,24 +17,36 @@ from fastsft.run import Run, locked, open_run
 def main() -> int:
     """Train the run named on the command line; the exit code is the error's."""
     run = open_run(Path(sys.argv[1]))
-    log = events.Log(run.events_path)
     try:
         with locked(run):
-            return _train(run, log)
+            return _train_and_tell(run, events.Log(run.events_path))
+    except TrainError as error:  # the events belong to the process that holds the run
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def _train_and_tell(run: Run, log: events.Log) -> int:
+    try:
+        return _train(run, log)
     except Exception as error:  # the child's top level: every error becomes an event
         traceback.print_exc()
         failure = _named(error)
-        log.write(
-            events.Failed(
-                error=type(failure).__name__,
-                what=failure.what,
-                where=failure.where,
-                hint=failure.hint,
-                exit_code=failure.exit_code,
-            )
-        )
-        log.sync()
+        with suppress(OSError):  # a full disk takes no event; the exit code is left
+            _tell(failure, log)
         return failure.exit_code
+
+
+def _tell(failure: FastsftError, log: events.Log) -> None:
+    log.write(
+        events.Failed(
+            error=type(failure).__name__,
+            what=failure.what,
+            where=failure.where,
+            hint=failure.hint,
+            exit_code=failure.exit_code,
+        )
+    )
+    log.sync()
 
 
 def _train(run: Run, log: events.Log) -> int:
@@ -61,6 +75,8 @@ def _named(error: Exception) -> FastsftError:
             hint="lower train.micro_batch_rows (and raise train.accumulation_steps as much), "
             "data.max_tokens or lora.rank",
         )
+    if checkpoint.is_disk_error(error):
+        return TrainError(told, hint=checkpoint.DISK_HINT)
     return TrainError(told, hint="train.log in the run folder has the whole story")
 
 

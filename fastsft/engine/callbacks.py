@@ -1,6 +1,5 @@
 """Turns the trainer's hooks into events, saves, evaluations and guards."""
 
-import errno
 import json
 import shutil
 import time
@@ -150,12 +149,12 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
                 sft.write_state(trainer, staging)
                 (staging / PROGRESS).write_text(json.dumps(self._progress(), indent=2), "utf-8")
         except Exception as error:
-            if not is_disk_error(error):
+            if not checkpoint.is_disk_error(error):
                 raise
             raise TrainError(
                 f"the checkpoint could not be written: {error}",
                 where=str(final),
-                hint="free some space, then `fastsft train --resume RUN` goes on from the last one",
+                hint=checkpoint.DISK_HINT,
             ) from error
         self._saved_step = step
         self.log.sync()
@@ -173,23 +172,19 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
         }
 
     def _rotate(self) -> None:
-        keeps_best = self.recipe.eval.keep_best and self.best_step is not None
-        checkpoint.rotate(
-            self.run.checkpoints,
-            keep=self.recipe.train.keep_checkpoints,
-            protect=checkpoint.name(self.best_step or 0) if keeps_best else None,
-        )
+        keep = self.recipe.train.keep_checkpoints
+        kept = checkpoint.candidates(self.run.checkpoints)[:keep]
+        bests = {_best_of(folder) for folder in kept} if self.recipe.eval.keep_best else set()
+        checkpoint.rotate(self.run.checkpoints, keep=keep, protect=bests)
 
 
-def is_disk_error(error: Exception) -> bool:
-    """Whether a write failed for the disk's sake; safetensors wraps the cause in its own class."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
-    is_plain = isinstance(error, OSError) and error.errno in numbers
-    told = str(error)
-    return is_plain or any(
-        mark in told
-        for mark in ("No space left", "os error 28", "file write failed", "os error 5)")
-    )
+def _best_of(folder: Path) -> str | None:
+    """Name of the checkpoint that this one calls the best: it is needed if this one is resumed."""
+    try:
+        best = json.loads((folder / PROGRESS).read_text("utf-8"))["best_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged; a resume passes it over
+    return checkpoint.name(best) if best is not None else None
 
 
 def copy_sidecars(base: Path, folder: Path) -> None:

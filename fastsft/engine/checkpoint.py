@@ -3,10 +3,11 @@
 After a kill at any instant, what is under its final name is whole; what is not is never used.
 """
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,8 +18,10 @@ from fastsft.errors import TrainError
 from fastsft.run import sync_folder
 
 MANIFEST = "manifest.json"
+SEAL = "sha256"
 STAGED = ".tmp-"
 NAME = "step-"
+DISK_HINT = "free some space, then `fastsft train --resume RUN` goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ def staged(final: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
 def _commit(staging: Path, final: Path, meta: Mapping[str, Any]) -> None:
     files = {str(path.relative_to(staging)): _sealed(path) for path in _files(staging)}
     manifest = staging / MANIFEST
-    manifest.write_text(json.dumps({**meta, "files": files}, indent=2), "utf-8")
+    entries = {**meta, "files": files}
+    manifest.write_text(json.dumps({**entries, SEAL: _seal(entries)}, indent=2), "utf-8")
     _sync(manifest)
     sync_folder(staging)
     if final.exists():  # the same step again, after a fall back to an older checkpoint
@@ -72,6 +76,11 @@ def _sealed(path: Path) -> dict[str, Any]:
     """Size and hash of a file, once it is on the disk."""
     _sync(path)
     return {"bytes": path.stat().st_size, "sha256": _hash(path)}
+
+
+def _seal(entries: Mapping[str, Any]) -> str:
+    """Hash of the manifest's own entries: what it says of the run is guarded as the files are."""
+    return sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -94,9 +103,11 @@ def check(folder: Path) -> Checkpoint:
     """
     try:
         meta = json.loads((folder / MANIFEST).read_text("utf-8"))
-        files, step = dict(meta["files"]), int(meta["step"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        seal, files, step = meta.pop(SEAL), dict(meta["files"]), int(meta["step"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{MANIFEST} cannot be read ({type(error).__name__})") from error
+    if seal != _seal(meta):
+        raise ValueError(f"{MANIFEST} is damaged")
     if folder.name.startswith(NAME) and folder.name != name(step):
         raise ValueError(f"{MANIFEST} is of step {step}")
     for relative, sealed in files.items():
@@ -121,7 +132,7 @@ def name(step: int) -> str:
 def candidates(parent: Path) -> list[Path]:
     """Committed checkpoints, newest first, unchecked."""
     found = [path for path in parent.glob(f"{NAME}*") if path.is_dir()]
-    return sorted(found, key=lambda path: path.name, reverse=True)
+    return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def newest(parent: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -151,10 +162,10 @@ def sweep(parent: Path) -> None:
         shutil.rmtree(path)
 
 
-def rotate(parent: Path, *, keep: int, protect: str | None) -> None:
-    """Remove all but the `keep` newest checkpoints and the protected one."""
+def rotate(parent: Path, *, keep: int, protect: Collection[str | None]) -> None:
+    """Remove all but the `keep` newest checkpoints and the protected ones."""
     for folder in candidates(parent)[keep:]:
-        if folder.name != protect:
+        if folder.name not in protect:
             remove(folder)
 
 
@@ -164,3 +175,14 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether a write failed for the disk's sake; safetensors wraps the cause in its own class."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+    is_plain = isinstance(error, OSError) and error.errno in numbers
+    told = str(error)
+    return is_plain or any(
+        mark in told
+        for mark in ("No space left", "os error 28", "file write failed", "os error 5)")
+    )

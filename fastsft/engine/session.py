@@ -130,9 +130,7 @@ class Session:
     def _finish(self, step: int, seconds: float) -> None:
         """Commit the result: the last weights, or the best where the recipe keeps those."""
         best = self.conductor.best_step if self.recipe.eval.keep_best else None
-        source = checkpoint.check(
-            self.run.checkpoints / checkpoint.name(step if best is None else best)
-        )
+        source = self._source(step if best is None else best)
         with checkpoint.staged(
             self.run.adapter, {**self.conductor.meta, "step": source.step}
         ) as to:
@@ -148,6 +146,19 @@ class Session:
             )
         )
         self.log.sync()
+
+    def _source(self, step: int) -> Checkpoint:
+        """The checkpoint that becomes the result."""
+        folder = self.run.checkpoints / checkpoint.name(step)
+        try:
+            return checkpoint.check(folder)
+        except ValueError as error:
+            raise TrainError(
+                f"the best checkpoint is not whole: {error}",
+                where=str(folder),
+                hint="restore it from a backup; or, for the last weights, set eval.keep_best to "
+                "false in the run's recipe.yaml and resume with --allow-change recipe",
+            ) from error
 
 
 def _name_base(path: Path, name: str) -> None:

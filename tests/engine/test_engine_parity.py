@@ -1,0 +1,113 @@
+"""Both engines, on a CPU, against each other: the same rows, the same adapter, the same losses."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fastsft import base, events, launch, recipe_file, start
+from fastsft.run import Run
+
+HARNESS = Path(__file__).parent / "many_runs.py"
+DEMO = Path(start.__file__).parent / "demo" / "train.jsonl"
+FAMILIES = ("qwen2.5", "llama", "mistral")
+STEPS = 20
+
+
+def make_run(folder: Path, family: str, engine: str, *sets: str) -> Run:
+    recipe = recipe_file.load(
+        f"tiny-{family}",
+        [
+            f"engine={engine}",
+            f"data.path={DEMO}",
+            "train.epochs=null",
+            f"train.steps={STEPS}",
+            "train.micro_batch_rows=4",
+            "train.accumulation_steps=1",
+            "train.save_every_steps=1000",
+            "eval.share=0",
+            "eval.every_steps=null",
+            *sets,
+        ],
+    )
+    found = base.resolve(recipe.model)
+    return start.start(recipe, found, start.prepare_rows(recipe, found), runs=folder, name=family)
+
+
+def train(runs: Sequence[Run]) -> None:
+    with launch.scratch_folder() as scratch:
+        done = subprocess.run(
+            [sys.executable, str(HARNESS), *(str(run.folder) for run in runs)],
+            env=launch.environment(scratch),
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def losses(run: Run) -> list[float]:
+    return [e.loss for e, _ in events.read(run.events_path) if isinstance(e, events.Step)]
+
+
+def apart(one: Sequence[float], other: Sequence[float]) -> float:
+    """Largest relative difference of two loss curves."""
+    return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
+
+
+CASES = {
+    **{f"{family}-float32": (family, ("model.quantization=none",)) for family in FAMILIES},
+    "qwen2.5-nf4": ("qwen2.5", ("model.quantization=nf4",)),
+    "qwen2.5-1x4": (
+        "qwen2.5",
+        (
+            "model.quantization=none",
+            "train.micro_batch_rows=1",
+            "train.accumulation_steps=4",
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[float]]:
+    """Losses by (case, engine)."""
+    found = {}
+    for engine in ("reference", "unsloth"):
+        folder = tmp_path_factory.mktemp(engine)
+        runs = {
+            case: make_run(folder, family, engine, *sets) for case, (family, sets) in CASES.items()
+        }
+        train(list(runs.values()))
+        found |= {(case, engine): losses(run) for case, run in runs.items()}
+    return found
+
+
+# About ten times the largest relative difference seen: float32 sums in another order.
+BANDS = {
+    "qwen2.5-float32": 2e-5,
+    "llama-float32": 2e-5,
+    "mistral-float32": 2e-5,
+    "qwen2.5-nf4": 2e-5,
+    "qwen2.5-1x4": 2e-5,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_unsloth_and_reference_have_the_same_loss_at_every_step(curves, case):
+    unsloth, reference = curves[case, "unsloth"], curves[case, "reference"]
+
+    assert len(unsloth) == STEPS
+    assert unsloth[-1] < unsloth[0]
+    difference = apart(unsloth, reference)
+    print(f"{case}: unsloth against reference {difference:.2e}")
+    assert difference <= BANDS[case]
+
+
+@pytest.mark.parametrize("engine", ["reference", "unsloth"])
+def test_four_rows_at_once_and_one_row_four_times_have_the_same_loss(curves, engine):
+    difference = apart(curves["qwen2.5-1x4", engine], curves["qwen2.5-float32", engine])
+
+    print(f"{engine}: 1 x 4 against 4 x 1 {difference:.2e}")
+    assert difference <= 1e-5
