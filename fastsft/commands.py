@@ -203,7 +203,12 @@ def chat(
         sampler = opened.__enter__()
     try:
         messages = [{"role": "system", "content": system}] if system is not None else []
+        console.note("one message a line; /new forgets what was said, Ctrl-D ends")
+        opening = list(messages)
         for asked in console.questions():
+            if asked == "/new":
+                messages = list(opening)
+                continue
             messages.append({"role": "user", "content": asked})
             pieces = sampler.stream(messages, max_tokens=max_tokens, temperature=temperature)
             messages.append({"role": "assistant", "content": console.stream(pieces)})

@@ -40,5 +40,7 @@ def gpu() -> Gpu | None:
 
 
 def gib(count: float | None) -> str:
-    """`15.2 GiB`, or `n/a` for what is not known."""
-    return "n/a" if count is None else f"{count / 2**30:.1f} GiB"
+    """`15.2 GiB`, `6.6 MiB` below a tenth of one, or `n/a` for what is not known."""
+    if count is None:
+        return "n/a"
+    return f"{count / 2**30:.1f} GiB" if count >= 0.1 * 2**30 else f"{count / 2**20:.1f} MiB"
