@@ -197,17 +197,20 @@ def _fault(detail: ErrorDetails) -> str:
 
 def _lower(message: str) -> str:
     message = message.removeprefix("Input ").removeprefix("Value error, ")
+    message = message.partition(" after validation")[0]
     return message[0].lower() + message[1:]
 
 
 def _nearest(key: str) -> str:
-    """`; did you mean …?` for the known key that is nearest, by path or by last name."""
-    known = [k for k in keys() if not key.startswith(f"{k}.")]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    leaf = key.rsplit(".", 1)[-1]
-    close = close or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
-    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    """`; did you mean …?` for the same name elsewhere, or a similar one, in its section first."""
+    section, _, leaf = key.rpartition(".")
+    known = {k.rpartition(".")[2]: k for k in keys()}
+    siblings = {k.rpartition(".")[2]: k for k in keys() if k.rpartition(".")[0] == section}
+    for names, cutoff in ((known, 1.0), (siblings, 0.6), (known, 0.8)):
+        close = difflib.get_close_matches(leaf, names, n=1, cutoff=cutoff)
+        if close:
+            return f"; did you mean {names[close[0]]}?"
+    return ""
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:

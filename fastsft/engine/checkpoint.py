@@ -21,6 +21,13 @@ MANIFEST = "manifest.json"
 SEAL = "sha256"
 STAGED = ".tmp-"
 NAME = "step-"
+DISK_WORDS = (
+    "No space left",
+    "os error 28",
+    "os error 5)",
+    "file write failed",
+    "unexpected pos",  # torch.save, of a zip file that it could not write to its end
+)
 DISK_HINT = "free some space, then `fastsft train --resume RUN` goes on from the last checkpoint"
 
 
@@ -178,11 +185,8 @@ def remove(folder: Path) -> None:
 
 
 def is_disk_error(error: Exception) -> bool:
-    """Whether a write failed for the disk's sake; safetensors wraps the cause in its own class."""
+    """Whether a write failed for the disk's sake; safetensors and torch have their own words."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
     is_plain = isinstance(error, OSError) and error.errno in numbers
     told = str(error)
-    return is_plain or any(
-        mark in told
-        for mark in ("No space left", "os error 28", "file write failed", "os error 5)")
-    )
+    return is_plain or any(mark in told for mark in DISK_WORDS)

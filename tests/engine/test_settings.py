@@ -124,9 +124,7 @@ def test_the_reference_engine_trains_in_bfloat16_on_a_cpu_when_asked():
         ),
     ],
 )
-def test_what_a_device_cannot_honour_is_refused(
-    changed: dict[str, Any], device: Device, told: str
-):
+def test_what_a_device_cannot_honour_is_refused(changed: dict[str, Any], device: Device, told: str):
     with pytest.raises(RecipeError) as refused:
         settings.resolve(recipe(**changed), device, rows=100)
 
@@ -224,12 +222,12 @@ def test_the_trainer_is_told_what_the_recipe_says():
             "neftune_alpha": 5.0,
             "packing": True,
             "seed": 7,
-            "report_to": ["tensorboard"],
+            "report_to": ("tensorboard",),
         },
         eval={"micro_batch_rows": 6},
     )
 
-    found = arguments(wanted.model_copy(), AMPERE)
+    found = arguments(wanted, AMPERE)
 
     assert {key: found[key] for key in EXPECTED} == EXPECTED
 
