@@ -9,6 +9,9 @@ import pytest
 
 from fastsft.data.tokenizer import ChatTokenizer
 
+# Spinning threads would slow every other test process down; read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SHARED = Path(
     os.environ.get("FASTSFT_SHARED", Path(__file__).resolve().parents[2] / "shared")
 ).resolve()
