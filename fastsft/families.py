@@ -6,18 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from fastsft.errors import DataError
-
-LINEAR_LAYERS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-)
-"""All seven linear layers of a block: the choice of QLoRA (Dettmers et al. 2023, section 4:
-adapting every linear layer is what it takes to match full fine-tuning)."""
+from fastsft.recipe import ALL_LINEAR
 
 
 @dataclass(frozen=True)
@@ -37,7 +26,7 @@ class Family:
     pad_candidates: tuple[str, ...]
     bos_token: str | None
     turn_marker: str
-    lora_targets: tuple[str, ...] = LINEAR_LAYERS
+    lora_targets: tuple[str, ...] = ALL_LINEAR
 
 
 QWEN25 = Family(

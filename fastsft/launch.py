@@ -39,7 +39,8 @@ def environment(scratch: Path, *, trackers: bool = False) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "HF_DATASETS_CACHE": str(scratch / "datasets"),
         "PYTHONUNBUFFERED": "1",
-        # Waiting threads sleep: spinning ones made CPU training five times slower on a busy machine.
+        # Waiting threads sleep: spinning, they made CPU training five times slower on a busy
+        # machine.
         "OMP_WAIT_POLICY": "PASSIVE",
         **({} if trackers else {"WANDB_MODE": "disabled"}),
     }

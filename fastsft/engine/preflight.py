@@ -32,7 +32,8 @@ def run(
         _forward_backward(trainer, train)
         eval_loss = _evaluate(trainer, evaluation) if len(evaluation) else None
     size = _save(trainer, folder)
-    notes = _check_disk(folder.folder, size, keep=keep, merged=merged)
+    whole = size if trainer.optimizer.state else 3 * size  # Adam's two moments come with step 1
+    notes = _check_disk(folder.folder, whole, keep=keep, merged=merged)
     event = events.Preflight(
         longest_row_tokens=int(train.lengths.max()),
         eval_loss=eval_loss,
@@ -110,11 +111,8 @@ def _save(trainer: Any, folder: Run) -> int:
 
 
 def _check_disk(folder: Path, size: int, *, keep: int, merged: int) -> list[str]:
-    """Notes on the disk; raises TrainError where the run's own checkpoints do not fit.
-
-    A first save holds weights but perhaps no optimizer state yet: three times as much later.
-    """
-    needed = (keep + 2) * 3 * size
+    """Notes on the disk; raises TrainError where the run's own checkpoints do not fit."""
+    needed = (keep + 2) * size
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise TrainError(

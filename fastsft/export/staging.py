@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastsft.errors import ExportError
+from fastsft.run import sync_folder
 
 _GIB = 1024**3
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -71,15 +72,6 @@ def disk_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _failed(error, out) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Brings the folder's own entries to the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_file(path: Path, data: bytes) -> None:
