@@ -112,9 +112,9 @@ def demo(
     engine: Annotated[str, typer.Option("--engine", help="unsloth or reference.")] = "unsloth",
 ) -> None:
     """Fine-tune the tiny base that ships with fastsft, and prove it; minutes on a CPU."""
-    from fastsft import commands
+    from fastsft.demo import tour
 
-    commands.demo(runs, engine)
+    tour.demo(runs, engine)
 
 
 @app.command()

@@ -2,10 +2,10 @@
 
 import json as jsons
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from fastsft import base as bases
 from fastsft import console, events, hardware, launch, recipe_file, run, start
@@ -92,17 +92,25 @@ def _tell(recipe: Recipe, prepared: Prepared, made: Run, steps: int) -> None:
 
 def finish(made: Run, *, answer: bool = True) -> None:
     """Train a run that is ready, or go on with one that was stopped."""
-    with console.TrainView() as view:
-        last = launch.train(made, view)
+    try:
+        with console.TrainView() as view:
+            last = launch.train(made, view)
+    except KeyboardInterrupt:
+        raise _interrupted(made, "ended before it could save") from None
     if isinstance(last, events.Stopped):
-        console.note(f"stopped at step {last.step} of {last.total_steps}, saved")
-        console.note(f"go on with: fastsft train --resume {made.folder}")
-        raise SystemExit(128 + signal.SIGINT)
+        raise _interrupted(made, f"stopped at step {last.step} of {last.total_steps}, saved")
     if isinstance(last, events.Finished):
         best = f", best at step {last.best_step}" if last.best_step is not None else ""
         console.note(f"finished: {last.step} steps{best}, {last.seconds:.0f} s, {last.result}")
     if answer:
         console.answer(str(made.folder))
+
+
+def _interrupted(made: Run, what: str) -> SystemExit:
+    """Say how to go on; the exit code of Ctrl-C."""
+    console.note(what)
+    console.note(f"go on with: fastsft train --resume {made.folder}")
+    return SystemExit(128 + signal.SIGINT)
 
 
 def resume(folder: Path, allowed: Sequence[str], *, given: Sequence[object]) -> None:
@@ -260,14 +268,3 @@ def doctor(*, json: bool) -> None:
             console.note(line)
     if any(finding.state == "bad" for finding in found):
         raise SystemExit(3)
-
-
-def demo(runs: Path, engine: str) -> None:
-    """Fine-tune the tiny base, export it, and prove that both answer alike."""
-    from fastsft.demo import tour
-
-    if engine not in ("unsloth", "reference"):
-        raise RecipeError(f"{engine} is no engine", where="--engine", hint="unsloth or reference")
-    told: Mapping[str, Any] = tour.run(runs, engine)
-    console.facts({key: str(value) for key, value in told.items()})
-    console.answer(str(told["run"]))

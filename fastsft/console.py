@@ -66,11 +66,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
 def sample(segments: Sequence[tuple[str, bool]], *, where: str) -> None:
     """One row as the model sees it: trained text in green, the rest dim."""
     parts = [(text, "green" if is_trained else "dim") for text, is_trained in segments]
-    err.print(Text(f"{where}: what is trained is green" if err.is_terminal else where))
+    err.print(Text(f"{where}: what is trained is {'green' if err.is_terminal else 'in [[ ]]'}"))
     if err.is_terminal:
         err.print(Text.assemble(*parts), soft_wrap=True)
         return
-    err.print(Text("".join(f"[[{t}]]" if trained else t for t, trained in segments)))
+    marked = "".join(f"[[{t}]]" if trained else t for t, trained in segments)
+    err.print(Text(marked), soft_wrap=True)
 
 
 @contextmanager

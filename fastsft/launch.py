@@ -60,7 +60,8 @@ def train(run: Run, show: Callable[[events.Event], None]) -> events.Event:
     """Train a run in a child process; its last event: Finished or Stopped.
 
     The first Ctrl-C lets the child save and stop, the second ends it at once.
-    Raises the child's own error, or TrainError when it died without a word.
+    Raises the child's own error, TrainError when it died without a word, KeyboardInterrupt when
+    Ctrl-C ended it before it could save.
     """
     offset = run.events_path.stat().st_size if run.events_path.exists() else 0
     with scratch_folder() as scratch, run.log_path.open("ab") as log:
@@ -73,14 +74,16 @@ def train(run: Run, show: Callable[[events.Event], None]) -> events.Event:
             env=environment(scratch, trackers=trackers),
             start_new_session=True,
         )
-        last = _follow(child, run, offset, show)
+        last, was_interrupted = _follow(child, run, offset, show)
+    if was_interrupted and child.returncode < 0:
+        raise KeyboardInterrupt
     return _verdict(last, child.returncode, run)
 
 
 def _follow(
     child: subprocess.Popen[bytes], run: Run, offset: int, show: Callable[[events.Event], None]
-) -> events.Event | None:
-    """Show each event as it comes, until the child is gone; the last one."""
+) -> tuple[events.Event | None, bool]:
+    """Show each event as it comes, until the child is gone; the last, and whether Ctrl-C came."""
     last: events.Event | None = None
     interrupts = 0
     while True:
@@ -90,7 +93,7 @@ def _follow(
                 last, offset = event, after
                 show(event)
             if is_over:
-                return last
+                return last, interrupts > 0
             time.sleep(POLL_S)
         except KeyboardInterrupt:
             interrupts += 1

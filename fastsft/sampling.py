@@ -104,10 +104,10 @@ def sampler(
             env=environment(scratch),
             start_new_session=True,
         )
-        try:
-            found = Sampler(child, tokenizer, scratch / "log")
-            found.wait_ready()
-            yield found
-        finally:
-            child.kill()
-            child.wait()
+        with child:
+            try:
+                found = Sampler(child, tokenizer, scratch / "log")
+                found.wait_ready()
+                yield found
+            finally:
+                child.kill()

@@ -9,12 +9,21 @@ from typing import Any
 from fastsft import commands, console, recipe_file, sampling
 from fastsft.base import resolve
 from fastsft.data.tokenizer import ChatTokenizer
-from fastsft.errors import ExportError
+from fastsft.errors import ExportError, RecipeError
 from fastsft.run import Run
 
 FOLDER = Path(__file__).parent
 ANSWER_TOKENS = 80
 Chat = list[dict[str, str]]
+
+
+def demo(runs: Path, engine: str) -> None:
+    """Run the demo and say what it found."""
+    if engine not in ("unsloth", "reference"):
+        raise RecipeError(f"{engine} is no engine", where="--engine", hint="unsloth or reference")
+    found = run(runs, engine)
+    console.facts({name: str(value) for name, value in found.items()})
+    console.answer(str(found["run"]))
 
 
 def run(runs: Path, engine: str) -> dict[str, Any]:
