@@ -26,7 +26,8 @@ DISK_WORDS = (
     "os error 28",
     "os error 5)",
     "file write failed",
-    "unexpected pos",  # torch.save, of a zip file that it could not write to its end
+    "unexpected pos",  # torch.save, of a zip file that it could not write to its end;
+    "iostream error",  # or not flush
 )
 DISK_HINT = "free some space, then `fastsft train --resume RUN` goes on from the last checkpoint"
 
