@@ -60,8 +60,8 @@ def train(run: Run, show: Callable[[events.Event], None]) -> events.Event:
     """Train a run in a child process; its last event: Finished or Stopped.
 
     The first Ctrl-C lets the child save and stop, the second ends it at once.
-    Raises the child's own error, TrainError when it died without a word, KeyboardInterrupt when
-    Ctrl-C ended it before it could save.
+    Raises the child's own error, TrainError when it died without a word or the run is held,
+    KeyboardInterrupt when Ctrl-C ended it before it could save.
     """
     offset = run.events_path.stat().st_size if run.events_path.exists() else 0
     with scratch_folder() as scratch, run.log_path.open("ab") as log:

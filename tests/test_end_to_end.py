@@ -1,6 +1,7 @@
 """One small run through the public commands: train, resume, export, chat."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from fastsft import base, events, launch, start
 from fastsft.errors import ExportError, TrainError
-from fastsft.run import Run, open_run
+from fastsft.run import Run, locked, open_run
 from fastsft.sampling import Sampler, sampler
 
 DEMO = Path(start.__file__).parent / "demo" / "train.jsonl"
@@ -147,6 +148,17 @@ def test_a_change_since_the_run_began_is_refused_by_name(
     with pytest.raises(TrainError, match=f"{part} changed since the run began"):
         start.check_unchanged(run, allowed=[])
     assert start.check_unchanged(run, allowed=[part]) == [part]
+
+
+def test_a_run_that_another_process_holds_is_refused_by_its_pid(trained, tmp_path: Path):
+    run = unfinished(trained[0], tmp_path / "held")
+
+    with locked(run):
+        done = fastsft("train", "--resume", run.folder)
+
+    assert done.returncode == 4
+    assert f"process {os.getpid()} is working on this run" in done.stderr
+    assert (run.folder / "lock").read_text() == str(os.getpid())
 
 
 def test_damaged_token_arrays_are_refused(trained, tmp_path: Path):

@@ -260,3 +260,19 @@ def test_an_event_that_was_cut_short_takes_no_other_with_it(tmp_path: Path):
     log._file.close()
 
     assert [event.text for event, _ in events.read(path)] == ["whole"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+        RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 8128 vs 8016"),
+        RuntimeError("basic_ios::clear: iostream error"),
+    ],
+)
+def test_a_full_disk_is_known_in_the_words_of_every_library(error: Exception):
+    assert checkpoint.is_disk_error(error)
+    assert not checkpoint.is_disk_error(RuntimeError("shape mismatch"))
