@@ -3,6 +3,7 @@
 import json as jsons
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast, get_args
@@ -206,13 +207,12 @@ def chat(
     from fastsft.sampling import model
 
     made = _finished(folder)
-    with console.spinner("loading the model"):
-        opened = model(made, base=base)
-        sampler = opened.__enter__()
-    try:
-        messages = [{"role": "system", "content": system}] if system is not None else []
+    opening = [{"role": "system", "content": system}] if system is not None else []
+    messages = list(opening)
+    with ExitStack() as stack:
+        with console.spinner("loading the model"):
+            sampler = stack.enter_context(model(made, base=base))
         console.note("one message a line; /new forgets what was said, Ctrl-D ends")
-        opening = list(messages)
         for asked in console.questions():
             if asked == "/new":
                 messages = list(opening)
@@ -220,8 +220,6 @@ def chat(
             messages.append({"role": "user", "content": asked})
             pieces = sampler.stream(messages, max_tokens=max_tokens, temperature=temperature)
             messages.append({"role": "assistant", "content": console.stream(pieces)})
-    finally:
-        opened.__exit__(None, None, None)
 
 
 def recipes(*, schema: bool, show: str | None, json: bool) -> None:
