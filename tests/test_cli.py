@@ -99,6 +99,11 @@ BAD_CALLS = {
         2,
         "train.packing: no attention kernel keeps rows apart on a CPU",
     ),
+    "tracker that is not here": (
+        ["train", "tiny-qwen2.5", "--set", "train.report_to=[wandb]"],
+        3,
+        "train.report_to: wandb is not installed",
+    ),
     "resume nothing": (["train", "--resume", "nope"], 4, "nope: no such folder"),
     "resume no run": (["train", "--resume", "."], 4, "not a run folder"),
     "resume and recipe": (["train", "x", "--resume", "."], 2, "takes no recipe"),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from fastsft.errors import DeviceError, RecipeError
@@ -64,6 +65,13 @@ def total_steps(recipe: Recipe, rows: int) -> int:
 
 def _refuse(recipe: Recipe, device: Device) -> None:
     train, model = recipe.train, recipe.model
+    for tracker in train.report_to:
+        if find_spec(tracker) is None:
+            raise DeviceError(
+                f"{tracker} is not installed",
+                where="train.report_to",
+                hint=f"uv sync --extra {tracker}",
+            )
     if device.kind == "cuda":
         if model.dtype == "bfloat16" and not device.has_bfloat16:
             raise _refused("model.dtype", "this GPU has no bfloat16", "float16 or auto")

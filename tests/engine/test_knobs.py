@@ -25,7 +25,9 @@ KNOBS = {
 }
 
 
-@pytest.fixture(scope="module", params=["reference", "unsloth"])
+@pytest.fixture(
+    scope="module", params=["unsloth", pytest.param("reference", marks=pytest.mark.slow)]
+)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """Finished runs of one engine, by knob."""
     folder = tmp_path_factory.mktemp(request.param)
