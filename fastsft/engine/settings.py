@@ -148,7 +148,8 @@ def trainer_arguments(recipe: Recipe, resolved: Resolved, output_dir: str) -> di
         "tf32": None,
         "use_cpu": not is_cuda,
         "gradient_checkpointing": resolved.gradient_checkpointing != "none",
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        # Unsloth 2026.10.9 sets this to true itself; asked for, so that nothing differs.
+        "gradient_checkpointing_kwargs": {"use_reentrant": recipe.engine == "unsloth"},
         "neftune_noise_alpha": train.neftune_alpha,
         "packing": train.packing,
         "eval_packing": False,
