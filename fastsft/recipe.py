@@ -1,6 +1,5 @@
 """The recipe: a complete, frozen, typed value that says what a run does.  Reads no file."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -280,10 +279,3 @@ class Recipe(Section):
                 "early stopping keeps the best adapter; set eval.keep_best to true too",
             ),
         )
-
-
-def with_base_folder(recipe: Recipe, folder: Path) -> Recipe:
-    """The same recipe with its base named by a folder."""
-    return recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"base": str(folder)})}
-    )
