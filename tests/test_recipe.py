@@ -1,13 +1,12 @@
 """The schema: frozen, complete, and every combination that no engine can honour refused."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from fastsft import families
-from fastsft.recipe import ALL_LINEAR, Recipe, with_base_folder
+from fastsft.recipe import ALL_LINEAR, Recipe
 
 
 def tree(**sections: Any) -> dict[str, Any]:
@@ -153,13 +152,3 @@ def test_combinations_are_reported_together():
 )
 def test_their_honourable_neighbours_are_taken(sections: dict[str, Any]):
     assert Recipe.model_validate(tree(**sections))
-
-
-def test_a_base_folder_replaces_the_name_alone():
-    before = Recipe.model_validate(tree())
-
-    after = with_base_folder(before, Path("/models/x"))
-
-    assert after.model.base == "/models/x"
-    assert before.model.base == "tiny:qwen2.5"
-    assert after.model_copy(update={"model": before.model}) == before
