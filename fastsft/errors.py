@@ -29,6 +29,14 @@ class DataError(FastsftError):
     exit_code = 2
 
 
+class BadRow(DataError):
+    """One row that cannot be trained on; `reason` is a short name of its kind for the ledger."""
+
+    def __init__(self, what: str, *, reason: str, hint: str, where: str | None = None) -> None:
+        super().__init__(what, hint=hint, where=where)
+        self.reason = reason
+
+
 class DeviceError(FastsftError):
     """No suitable GPU, too little memory, or a package that is missing."""
 

@@ -49,14 +49,116 @@ class Model(Section):
     )
 
 
+Action = Literal["off", "report", "drop", "error"]
+"""What follows from a finding: nothing is looked for, it is told, the rows go, the run does."""
+
+
+class Source(Section):
+    """One source of rows, where there are several."""
+
+    path: NonEmpty = Field(description="File, folder, or Hugging Face dataset id.")
+    config: NonEmpty | None = Field(
+        None, description="Configuration of a Hugging Face dataset, where it has several."
+    )
+    split: NonEmpty | None = Field(
+        None, description="Split of a Hugging Face dataset; must be named for one."
+    )
+    revision: NonEmpty | None = Field(
+        None, description="Branch, tag or commit of a Hugging Face dataset."
+    )
+    columns: dict[NonEmpty, NonEmpty] = Field(
+        {}, description="Our key: the source's, where names differ, as `{prompt: question_text}`."
+    )
+    weight: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Times that each row is used in an epoch; 0.5 uses half of the rows; null is "
+        "once.",
+    )
+    share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Instead of a weight: the source's share of the training rows, repeated only "
+        "once it is used up.",
+    )
+
+    @model_validator(mode="after")
+    def _is_one_measure(self) -> Self:
+        if self.weight is not None and self.share is not None:
+            raise ValueError("give weight or share, not both")
+        return self
+
+
+class Replay(Section):
+    """General rows mixed in, so that what the base could do is not forgotten."""
+
+    path: NonEmpty = Field(description="File, folder, or Hugging Face dataset id.")
+    config: NonEmpty | None = Field(None, description="As in a source.")
+    split: NonEmpty | None = Field(None, description="As in a source.")
+    revision: NonEmpty | None = Field(None, description="As in a source.")
+    columns: dict[NonEmpty, NonEmpty] = Field({}, description="As in a source.")
+    share: float = Field(
+        0.1, gt=0, lt=1, description="Their share of the training rows; 0.05 to 0.1 is usual."
+    )
+
+
+class Checks(Section):
+    """What is looked for in the rows, and what follows: `off`, `report`, `drop` or `error`."""
+
+    duplicates: Action = Field(
+        "report", description="The same conversation again (after Unicode NFKC)."
+    )
+    near_duplicates: Action = Field(
+        "report", description="Nearly the same text (MinHash over character n-grams)."
+    )
+    leakage: Action = Field(
+        "drop", description="A training row that (nearly) repeats an evaluation row."
+    )
+    nothing_trained: Literal["drop", "error"] = Field(
+        "drop", description="No token of the row is trained (every answer has weight 0)."
+    )
+    short_answers: Action = Field("report", description="An answer of a single character.")
+    boilerplate: Action = Field(
+        "report", description="The same first or last sentence in many answers."
+    )
+    mojibake: Action = Field(
+        "report", description="Text that was decoded with the wrong encoding, as in `cafÃ©`."
+    )
+    control_characters: Action = Field(
+        "report", description="Control characters other than tab and newline."
+    )
+    personal_data: Action = Field(
+        "report", description="Hints of e-mail addresses, phone numbers and identity numbers."
+    )
+
+
 class Data(Section):
     """Where the rows come from, and what of them is trained."""
 
-    path: NonEmpty | None = Field(None, description="JSONL file; `--data FILE` sets it too.")
+    path: NonEmpty | None = Field(
+        None,
+        description="File (.jsonl, .json, .csv, .tsv, .parquet, .txt, .md, each also .gz), folder, "
+        "or Hugging Face dataset id; `--data` sets it too.",
+    )
+    sources: tuple[Source, ...] = Field(
+        (), description="Several sources instead of `path`, mixed by weight or share."
+    )
+    replay: Replay | None = Field(None, description="General rows mixed in against forgetting.")
+    bad_rows: Literal["error", "skip"] = Field(
+        "error", description="A row that cannot be read refuses the run, or is counted and left."
+    )
+    template: NonEmpty | None = Field(
+        None,
+        description="Chat template: null for the tokenizer's own; or chatml, llama3, llama2, "
+        "mistral-v1, mistral-v3, mistral-tekken, alpaca, human-assistant, or a .jinja file.",
+    )
     max_tokens: int = Field(2048, ge=8, le=1_048_576, description="Longest row, in tokens.")
-    overlength: Literal["drop", "error"] = Field(
+    overlength: Literal["drop", "truncate_prompt", "split_turns", "error"] = Field(
         "drop",
-        description="A longer row is dropped and counted in the ledger, or refused; never cut.",
+        description="A longer row is dropped and counted; loses the beginning of its first "
+        "question (never of an answer); is split between turns; or is refused.",
     )
     train_on: Literal["assistant", "last_turn", "all"] = Field(
         "assistant",
@@ -67,6 +169,7 @@ class Data(Section):
         None,
         description="Date that the chat template writes, where it writes one (Llama 3.1 and 3.2).",
     )
+    checks: Checks = Checks()
 
 
 class Lora(Section):
@@ -132,10 +235,10 @@ class Train(Section):
     neftune_alpha: float | None = Field(
         None, gt=0, le=100, description="Noise on the embeddings (NEFTune)."
     )
-    packing: bool = Field(
+    packing: bool | Literal["auto"] = Field(
         False,
-        description="Several rows in one sequence, kept apart; engine unsloth on CUDA only, "
-        "and with `steps`.",
+        description="Several rows in one sequence of `data.max_tokens`, kept apart by the "
+        "attention; `auto` takes batches of like lengths where no kernel keeps them apart.",
     )
     seed: int = Field(
         3407, ge=0, le=2**31 - 1, description="Seeds adapter, data order and dropout."
@@ -201,7 +304,11 @@ class Recipe(Section):
         description="`unsloth`: its kernels on CUDA, its own backend on a CPU. `reference`: "
         "transformers, PEFT, bitsandbytes and TRL as they are; never imports Unsloth.",
     )
-    method: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
+    method: Literal["sft", "pretrain"] = Field(
+        "sft",
+        description="`sft`: supervised fine-tuning on conversations; `pretrain`: continued "
+        "pretraining on raw text, every token trained.",
+    )
     model: Model
     data: Data = Data()
     lora: Lora = Lora()
@@ -218,7 +325,7 @@ class Recipe(Section):
 
     def _combinations(self) -> tuple[tuple[bool, str, str], ...]:
         """Each combination that no engine can honour: whether it holds, its key, the cure."""
-        train, lora, held_out = self.train, self.lora, self.eval
+        train, lora, held_out, data = self.train, self.lora, self.eval, self.data
         is_reference = self.engine == "reference"
         return (
             (
@@ -237,17 +344,6 @@ class Recipe(Section):
                 "a 4-bit base cannot be trained itself; set model.quantization to none",
             ),
             (
-                train.packing and is_reference,
-                "train.packing",
-                "engine reference cannot keep packed rows apart; set it to false",
-            ),
-            (
-                train.packing and train.epochs is not None,
-                "train.packing",
-                "how many sequences the rows make is not known beforehand; give train.steps "
-                "instead of train.epochs",
-            ),
-            (
                 train.gradient_checkpointing == "unsloth" and is_reference,
                 "train.gradient_checkpointing",
                 "engine reference never imports Unsloth; use standard, none or auto",
@@ -258,6 +354,38 @@ class Recipe(Section):
                 "Unsloth always double-quantises; leave it true, or set engine to reference",
             ),
             (len(set(lora.targets)) < len(lora.targets), "lora.targets", "a layer is named twice"),
+            (
+                data.path is not None and bool(data.sources),
+                "data.sources",
+                "give data.path or data.sources, not both",
+            ),
+            (
+                bool(data.sources) and all(source.share is not None for source in data.sources),
+                "data.sources",
+                "a share is of something: leave at least one source without a share",
+            ),
+            (
+                sum(source.share or 0 for source in data.sources)
+                + (data.replay.share if data.replay else 0)
+                >= 1,
+                "data.sources",
+                "the shares add up to 1 or more; nothing is left for the other sources",
+            ),
+            (
+                self.method == "pretrain" and data.overlength not in ("drop",),
+                "data.overlength",
+                "raw text is cut into pieces of data.max_tokens, no token lost; leave it out",
+            ),
+            (
+                self.method == "pretrain" and data.train_on != "assistant",
+                "data.train_on",
+                "raw text is trained whole; leave it out",
+            ),
+            (
+                self.method == "pretrain" and bool(data.template or data.system or data.date),
+                "data.template",
+                "raw text is not rendered; leave template, system and date out",
+            ),
             (
                 held_out.path is not None and held_out.share > 0,
                 "eval.share",
