@@ -16,7 +16,8 @@ from fastsft.weights import Checkpoint
 
 TINY = "tiny:"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "LICENSE*"]
+LIGHT_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "LICENSE*"]
+FILES = ["*.safetensors", *LIGHT_FILES]
 LARGEST = 2**40
 HINT = "use the 16-bit model as its makers published it"
 
@@ -32,12 +33,14 @@ class Base:
     weight_bytes: int
 
 
-def resolve(model: Model) -> Base:
+def resolve(model: Model, *, needs_weights: bool = True) -> Base:
     """The base that a recipe names, downloaded if it must be, and checked.
+
+    Without `needs_weights` its tokenizer and config are enough, and no weights are downloaded.
 
     Raises RecipeError when it cannot be had, is no model folder, or is not safe to load.
     """
-    folder, commit = _folder(model)
+    folder, commit = _folder(model, FILES if needs_weights else LIGHT_FILES)
     config = check_config(folder)
     family = families.of(config)
     if family.name != model.family:
@@ -46,15 +49,19 @@ def resolve(model: Model) -> Base:
             where=model.base,
             hint=f"set model.family to {family.name}, or name another base",
         )
+    weight_bytes = _weight_bytes(folder) if needs_weights else 0
+    return Base(folder, family, commit, _fingerprint(folder), weight_bytes)
+
+
+def _weight_bytes(folder: Path) -> int:
     try:
         checkpoint = Checkpoint.open(folder)
     except ExportError as error:
         raise RecipeError(error.what, where=error.where, hint=error.hint) from error
-    weight_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    return Base(folder, family, commit, _fingerprint(folder), weight_bytes)
+    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
 
-def _folder(model: Model) -> tuple[Path, str | None]:
+def _folder(model: Model, files: list[str]) -> tuple[Path, str | None]:
     if model.base.startswith(TINY):
         from fastsft.demo import tiny
 
@@ -75,10 +82,10 @@ def _folder(model: Model) -> tuple[Path, str | None]:
             where=f"model.base: {model.base}",
             hint="give a model folder, or an id like Qwen/Qwen2.5-7B-Instruct",
         )
-    return _downloaded(model)
+    return _downloaded(model, files)
 
 
-def _downloaded(model: Model) -> tuple[Path, str | None]:
+def _downloaded(model: Model, files: list[str]) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -90,7 +97,7 @@ def _downloaded(model: Model) -> tuple[Path, str | None]:
 
     where = f"model.base: {model.base}"
     try:
-        found = snapshot_download(model.base, revision=model.revision, allow_patterns=FILES)
+        found = snapshot_download(model.base, revision=model.revision, allow_patterns=files)
     except GatedRepoError as error:
         hint = f"accept the licence at huggingface.co/{model.base}, then set HF_TOKEN"
         raise RecipeError("the repository is gated", where=where, hint=hint) from error

@@ -18,6 +18,9 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder under runs/.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="File, folder or Hugging Face dataset id.")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdout.")]
 Set = Annotated[
@@ -38,7 +41,7 @@ def train(
     recipe: Annotated[
         str | None, typer.Argument(help="A shipped name (`fastsft recipes`) or a YAML file.")
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="JSONL file of rows.")] = None,
+    data: Data = None,
     overrides: Set = None,
     runs: Runs = Path("runs"),
     resume: Annotated[
@@ -58,6 +61,27 @@ def train(
         commands.resume(resume, allow_change or [], given=[recipe, data, overrides])
     else:
         commands.train(recipe, data, overrides or [], runs)
+
+
+@app.command()
+def check(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped name (`fastsft recipes`) or a YAML file.")
+    ],
+    data: Data = None,
+    overrides: Set = None,
+    json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page too.")
+    ] = None,
+    row: Annotated[
+        str | None, typer.Option("--row", metavar="FILE:LINE", help="Show only this row, in full.")
+    ] = None,
+) -> None:
+    """Prove what would be trained, in seconds and without torch; exit code 2 if it is refused."""
+    from fastsft import checking
+
+    checking.check(recipe, data, overrides or [], json=json, html=html, row=row)
 
 
 @app.command()

@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import cast, get_args
 
 from fastsft import base as bases
-from fastsft import console, events, hardware, launch, recipe_file, run, start
-from fastsft.data.prepare import Prepared
-from fastsft.data.tokenizer import ChatTokenizer
+from fastsft import (
+    console,
+    events,
+    hardware,
+    launch,
+    recipe_file,
+    report_words,
+    request,
+    run,
+    start,
+)
+from fastsft.data import sources
+from fastsft.data.prepare import MAX_FAULTS, Prepared
 from fastsft.engine import settings
 from fastsft.errors import ExportError, RecipeError, TrainError
 from fastsft.export.merge import MergeReport, TargetDtype, merge
@@ -21,46 +31,25 @@ from fastsft.run import Run
 
 def train(name: str | None, data: Path | None, overrides: Sequence[str], runs: Path) -> None:
     """Train by a recipe, from the first check to the adapter."""
-    if name is None:
-        raise RecipeError(
-            "name a recipe", where="train", hint="`fastsft recipes` lists the shipped ones"
-        )
-    recipe = _with_files(recipe_file.load(name, overrides), data)
-    made = begin(recipe, runs, name=Path(name).stem)
+    recipe = request.load(name, data, overrides, verb="train")
+    made = begin(recipe, runs, name=request.short_name(name or ""))
     finish(made)
-
-
-def _with_files(recipe: Recipe, data: Path | None) -> Recipe:
-    """The recipe with its files named in full, so that it means the same from any folder."""
-    path = str(data) if data is not None else recipe.data.path
-    files = {"data": path, "eval": recipe.eval.path}
-    absolute = {key: str(Path(p).expanduser().resolve()) if p else None for key, p in files.items()}
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update={"path": absolute["data"]}),
-            "eval": recipe.eval.model_copy(update={"path": absolute["eval"]}),
-        }
-    )
 
 
 def begin(recipe: Recipe, runs: Path, *, name: str) -> Run:
     """A run ready to train; what cannot work is refused before anything is written."""
-    device = _device()
+    device = settings.here()
     settings.resolve(recipe, device, rows=1)
+    sources.parts(recipe)
     with console.spinner(f"base {recipe.model.base}"):
         base = bases.resolve(recipe.model)
-    with console.spinner("reading and checking rows"):
-        prepared = start.prepare_rows(recipe, base)
+    with console.row_counter("reading and checking rows") as progress:
+        prepared = start.prepare_rows(recipe, base, progress, max_faults=MAX_FAULTS)
+    prepared.require()
+    items = settings.items(recipe, device, prepared.train.lengths)
     made = start.start(recipe, base, prepared, runs=runs, name=name)
-    _tell(recipe, prepared, made, settings.total_steps(recipe, len(prepared.train)))
+    _tell(recipe, prepared, made, settings.total_steps(recipe, items))
     return made
-
-
-def _device() -> settings.Device:
-    gpu = hardware.gpu()
-    if gpu is None:
-        return settings.Device("cpu", has_bfloat16=False)
-    return settings.Device("cuda", has_bfloat16=float(gpu.compute_capability) >= 8.0)
 
 
 def _tell(recipe: Recipe, prepared: Prepared, made: Run, steps: int) -> None:
@@ -71,20 +60,20 @@ def _tell(recipe: Recipe, prepared: Prepared, made: Run, steps: int) -> None:
             f"this recipe is meant for {recipe.model.min_vram_gib:g} GiB, {gpu.name} has "
             f"{hardware.gib(gpu.memory_bytes)}; the preflight will tell before step 1"
         )
-    totals = prepared.ledger
-    dropped = ", ".join(f"{count} {reason}" for reason, count in totals.dropped.items()) or "none"
-    share = prepared.trained_tokens / max(prepared.train_tokens, 1)
-    for text in totals.notes:
+    report = prepared.report
+    share = report.trained_tokens / max(report.tokens, 1)
+    for text in report.notes:
         console.note(f"note: {text}")
-    for sample in prepared.samples[:1]:
+    for finding in report.findings:
+        console.note(f"{finding.action}: {finding.what}")
+    for sample in report.samples[:1]:
         console.sample(sample.segments, where=sample.where)
     console.facts(
         {
             "run": str(made.folder),
             "engine": recipe.engine,
-            "rows": f"{totals.rows_in} in = {len(prepared.train)} trained + "
-            f"{len(prepared.eval)} held out + dropped: {dropped}",
-            "tokens": f"{prepared.train_tokens:,} an epoch, {share:.0%} trained",
+            "rows": report_words.adds_up(report),
+            "tokens": f"{report.tokens:,} an epoch, {share:.0%} trained",
             "steps": f"{steps} of {recipe.train.micro_batch_rows} x "
             f"{recipe.train.accumulation_steps} rows",
         }
@@ -173,7 +162,7 @@ def merged(
             where=recipe.model.base,
             hint="put the base's files back as they were; model.revision pins a repository",
         )
-    tokens = ChatTokenizer.load(base.folder, family=base.family)
+    tokens = start.tokenizer(recipe, base, made)
     with console.byte_bar("merging") as progress:
         return merge(
             base.folder,

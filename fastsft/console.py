@@ -22,6 +22,7 @@ from rich.text import Text
 from fastsft import events
 from fastsft.errors import FastsftError
 from fastsft.hardware import gib
+from fastsft.report_words import visible
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -65,12 +66,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
 
 def sample(segments: Sequence[tuple[str, bool]], *, where: str) -> None:
     """One row as the model sees it: trained text in green, the rest dim."""
-    parts = [(text, "green" if is_trained else "dim") for text, is_trained in segments]
+    shown = [(visible(text), is_trained) for text, is_trained in segments]
+    parts = [(text, "green" if is_trained else "dim") for text, is_trained in shown]
     err.print(Text(f"{where}: what is trained is {'green' if err.is_terminal else 'in [[ ]]'}"))
     if err.is_terminal:
         err.print(Text.assemble(*parts), soft_wrap=True)
         return
-    marked = "".join(f"[[{t}]]" if trained else t for t, trained in segments)
+    marked = "".join(f"[[{t}]]" if trained else t for t, trained in shown)
     err.print(Text(marked), soft_wrap=True)
 
 
@@ -83,6 +85,17 @@ def spinner(text: str) -> Iterator[None]:
     else:
         note(text)
         yield
+
+
+@contextmanager
+def row_counter(text: str) -> Iterator[Callable[[int], None]]:
+    """Show that rows are read, and how many so far."""
+    if not err.is_terminal:
+        note(text)
+        yield lambda rows: None
+        return
+    with err.status(text) as status:
+        yield lambda rows: status.update(f"{text}: {rows:,}")
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The error tree: each class knows its exit code, each error its place and its cure."""
 
+from typing import Any
+
 
 class FastsftError(Exception):
     """Something the user can act on: `where: what`, then a hint with the cure."""
@@ -15,6 +17,15 @@ class FastsftError(Exception):
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         return f"{place}{self.what}\n  hint: {self.hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that an error survives the way out of a worker process."""
+        rest = {key: value for key, value in vars(self).items() if key != "what"}
+        return _again, (type(self), self.what, rest)
+
+
+def _again(cls: type[FastsftError], what: str, rest: dict[str, Any]) -> FastsftError:
+    return cls(what, **rest)
 
 
 class RecipeError(FastsftError):

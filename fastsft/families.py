@@ -28,6 +28,11 @@ class Family:
     turn_marker: str
     lora_targets: tuple[str, ...] = ALL_LINEAR
 
+    @property
+    def end_of_text(self) -> str:
+        """The token that ends a document; base models were trained with it."""
+        return self.stop_tokens[-1]
+
 
 QWEN25 = Family(
     name="qwen2.5",

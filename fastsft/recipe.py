@@ -84,12 +84,6 @@ class Source(Section):
         "once it is used up.",
     )
 
-    @model_validator(mode="after")
-    def _is_one_measure(self) -> Self:
-        if self.weight is not None and self.share is not None:
-            raise ValueError("give weight or share, not both")
-        return self
-
 
 class Replay(Section):
     """General rows mixed in, so that what the base could do is not forgotten."""
@@ -360,6 +354,11 @@ class Recipe(Section):
                 "give data.path or data.sources, not both",
             ),
             (
+                any(source.weight and source.share for source in data.sources),
+                "data.sources",
+                "a source has a weight and a share; give it one of them",
+            ),
+            (
                 bool(data.sources) and all(source.share is not None for source in data.sources),
                 "data.sources",
                 "a share is of something: leave at least one source without a share",
@@ -381,10 +380,13 @@ class Recipe(Section):
                 "data.train_on",
                 "raw text is trained whole; leave it out",
             ),
-            (
-                self.method == "pretrain" and bool(data.template or data.system or data.date),
-                "data.template",
-                "raw text is not rendered; leave template, system and date out",
+            *(
+                (
+                    self.method == "pretrain" and bool(getattr(data, key)),
+                    f"data.{key}",
+                    "raw text is not rendered; leave it out",
+                )
+                for key in ("template", "system", "date")
             ),
             (
                 held_out.path is not None and held_out.share > 0,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -173,12 +173,25 @@ def _validate(tree: Mapping[str, Any], where: str) -> Recipe:
             raise RecipeError(
                 str(error), where=where, hint="use strings, numbers, true, false, null"
             ) from error
-        details = error.errors()
+        details = [_plain(detail) for detail in error.errors() if not _is_branch(detail)]
         faults = [_fault(detail) for detail in details[:MAX_FAULTS]]
         if len(details) > MAX_FAULTS:
             faults.append(f"and {len(details) - MAX_FAULTS} more faults")
         what = "\n".join(faults).replace("\n", f"\n{where}: ")
         raise RecipeError(what, where=where, hint=HINT) from error
+
+
+def _is_branch(detail: ErrorDetails) -> bool:
+    """Whether this is another way of saying that neither `auto` nor a boolean was given."""
+    return str(detail["loc"][-1]).startswith("literal[") if detail["loc"] else False
+
+
+def _plain(detail: ErrorDetails) -> ErrorDetails:
+    """The finding at the key itself, where pydantic adds the branch of a choice."""
+    if detail["loc"] and detail["loc"][-1] == "bool":
+        detail["loc"] = detail["loc"][:-1]
+        detail["msg"] = "should be true, false or auto"
+    return detail
 
 
 def _fault(detail: ErrorDetails) -> str:
@@ -217,5 +230,13 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
     """Every key of the schema, dotted, sections included."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys(field.annotation, f"{prefix}{name}.")
+        for inner in _sections(field.annotation):
+            yield from keys(inner, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field may hold: itself, or within a list or beside null."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)

@@ -51,27 +51,33 @@ def markdown() -> str:
 
 
 def parts() -> list[Part]:
-    """The top level and each section, with their keys."""
+    """The top level and each section, those within sections after them, with their keys."""
     schema = Recipe.model_json_schema()
-    sections = {
-        name: schema["$defs"][field["$ref"].rsplit("/", 1)[-1]]
-        for name, field in schema["properties"].items()
-        if "$ref" in field
-    }
-    top = Part("", schema["description"], tuple(_entries(schema, "", skip=sections)))
-    return [
-        top,
-        *(
-            Part(name, section["description"], tuple(_entries(section, f"{name}.")))
-            for name, section in sections.items()
-        ),
-    ]
+    return list(_parts(schema, "", schema["$defs"]))
 
 
-def _entries(schema: Schema, prefix: str, skip: Mapping[str, Any] | None = None) -> Iterator[Entry]:
-    for name, field in schema["properties"].items():
-        if name not in (skip or {}):
-            yield Entry(prefix + name, _type(field), _default(field), field["description"])
+def _parts(schema: Schema, prefix: str, known: Mapping[str, Schema]) -> Iterator[Part]:
+    """A section as a part; a list of sections is written `name[]`."""
+    fields = schema["properties"]
+    inner = {name: found for name, field in fields.items() if (found := _section(field))}
+    entries = tuple(
+        Entry(prefix + name, _type(field), _default(field), field["description"])
+        for name, field in fields.items()
+        if name not in inner
+    )
+    yield Part(prefix.removesuffix("."), schema["description"], entries)
+    for name, (section, mark) in inner.items():
+        yield from _parts(known[section], f"{prefix}{name}{mark}.", known)
+
+
+def _section(field: Schema) -> tuple[str, str] | None:
+    """The section that a field holds and "[]" where it holds a list of them, if any."""
+    if "items" in field and "$ref" in field["items"]:
+        return field["items"]["$ref"].rsplit("/", 1)[-1], "[]"
+    for branch in (field, *field.get("anyOf", ())):
+        if "$ref" in branch:
+            return branch["$ref"].rsplit("/", 1)[-1], ""
+    return None
 
 
 def _type(field: Schema) -> str:
@@ -83,6 +89,8 @@ def _type(field: Schema) -> str:
     choices = field.get("enum") or ([field["const"]] if "const" in field else [])
     if choices:
         return " or ".join(", ".join(choices).rsplit(", ", 1))
+    if field["type"] == "object":
+        return "mapping of text to text"
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
     return ", ".join((WORDS[field["type"]], *_bounds(field)))

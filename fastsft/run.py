@@ -49,6 +49,11 @@ class Run:
         return self.folder / "tokens.safetensors"
 
     @property
+    def template_path(self) -> Path:
+        """The chat template that was trained, where it is not the base's own."""
+        return self.folder / "chat_template.jinja"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the committed checkpoints."""
         return self.folder / "checkpoints"

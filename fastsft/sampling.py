@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastsft import start
 from fastsft.base import resolve
 from fastsft.data.tokenizer import ChatTokenizer
 from fastsft.errors import TrainError
@@ -75,7 +76,7 @@ def model(run: Run, *, base: bool) -> Iterator[Sampler]:
     """A finished run's model, or its base, held as it was trained."""
     recipe = run.recipe()
     found = resolve(recipe.model)
-    tokenizer = ChatTokenizer.load(found.folder, family=found.family)
+    tokenizer = start.tokenizer(recipe, found, run)
     is_whole = recipe.train.parameters == "all"
     folder = run.adapter if is_whole and not base else found.folder
     adapter = None if is_whole or base else run.adapter

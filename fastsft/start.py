@@ -3,18 +3,19 @@
 import importlib.metadata
 import platform
 from collections.abc import Collection
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastsft import __version__, hardware, recipe_file
+from fastsft import __version__, hardware, recipe_file, untrained
 from fastsft import base as bases
-from fastsft.data import arrays
-from fastsft.data.prepare import Prepared, prepare
+from fastsft.data import arrays, cache, documents, prepare, sources, templates
+from fastsft.data import folder as model_folder
+from fastsft.data.prepare import Prepared
+from fastsft.data.templates import NamedTemplate
 from fastsft.data.tokenizer import ChatTokenizer
-from fastsft.errors import RecipeError, TrainError
+from fastsft.errors import DataError, TrainError
 from fastsft.recipe import Recipe
-from fastsft.run import Run, create
+from fastsft.run import Run, create, write_atomically
 
 STACK = (
     "torch",
@@ -31,33 +32,91 @@ STACK = (
 )
 
 
-def prepare_rows(recipe: Recipe, base: bases.Base, progress: Any = None) -> Prepared:
-    """The recipe's rows for this base, encoded and proved.
+def prepare_rows(
+    recipe: Recipe, base: bases.Base, progress: Any = None, *, max_faults: int | None = None
+) -> Prepared:
+    """The recipe's rows for this base, encoded and proved; from the cache where they lie there.
 
-    Raises RecipeError without a data file, DataError for what is in it.
+    Reading ends early at `max_faults` bad rows.  Raises RecipeError without a source, DataError
+    for files that cannot be read; what is wrong with rows is in the report.
     """
-    data = recipe.data
-    if data.path is None:
-        raise RecipeError("data.path: missing", where="recipe", hint="pass --data rows.jsonl")
-    return prepare(
-        Path(data.path),
-        ChatTokenizer.load(base.folder, family=base.family),
-        max_tokens=data.max_tokens,
-        overlength=data.overlength,
-        train_on=data.train_on,
-        system=data.system,
-        date=data.date,
-        eval_path=Path(recipe.eval.path) if recipe.eval.path else None,
-        eval_share=recipe.eval.share,
+    files = sources.input_files(recipe)
+    template = named_template(recipe, base)
+    before = [_stamp(file) for file in files or ()]
+    name = None if files is None else cache.key(_depends(recipe, base, template), files)
+    kept = cache.load(name) if name is not None else None
+    if kept is not None:
+        return kept
+    tokens = tokenizer(recipe, base)
+    prepared = prepare.prepare(
+        recipe,
+        tokens,
+        folder=cache.staging(),
         progress=progress,
+        max_faults=max_faults,
+        notes=_untrained(recipe, base, tokens),
     )
+    for file, stamp in zip(files or (), before, strict=True):
+        if _stamp(file) != stamp:
+            raise DataError(
+                "changed while it was read", where=str(file), hint="try again once it is still"
+            )
+    return prepared if name is None else cache.keep(name, prepared)
+
+
+def _untrained(recipe: Recipe, base: bases.Base, tokens: ChatTokenizer) -> list[str]:
+    """A warning where the template writes tokens that the base never learnt."""
+    if recipe.method == "pretrain":
+        return []
+    written = tokens.special_tokens()
+    warning = untrained.find(base.folder, written, tokens.stop_ids[0], tokens.base_eos_ids)
+    return [warning] if warning else []
+
+
+def _depends(recipe: Recipe, base: bases.Base, template: NamedTemplate | None) -> list[str]:
+    """What the prepared rows depend on, beside the files and the code."""
+    given = None if template is None else (template.source, template.name)
+    return [
+        recipe.data.model_dump_json(),
+        recipe.eval.model_dump_json(include={"path", "share"}),
+        recipe.method,
+        recipe.description,
+        model_folder.read(base.folder, given).fingerprint,
+        base.fingerprint,
+    ]
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def named_template(recipe: Recipe, base: bases.Base) -> NamedTemplate | None:
+    """The template that the recipe names; for raw text on a base without one, a plain one."""
+    if recipe.data.template is not None:
+        return templates.load(recipe.data.template)
+    if recipe.method == "pretrain" and not model_folder.has_template(base.folder):
+        return documents.PLAIN
+    return None
+
+
+def tokenizer(recipe: Recipe, base: bases.Base, run: Run | None = None) -> ChatTokenizer:
+    """The base's tokenizer with the template that is trained, or was trained by a run."""
+    template = named_template(recipe, base) if run is None else None
+    if run is not None and run.template_path.is_file():
+        source = run.template_path.read_text("utf-8")
+        template = NamedTemplate(recipe.data.template or "template", source, None)
+    return ChatTokenizer.load(base.folder, family=base.family, template=template)
 
 
 def start(recipe: Recipe, base: bases.Base, prepared: Prepared, *, runs: Path, name: str) -> Run:
     """A run folder with recipe, tokens, ledger and manifest; nothing is trained yet."""
     run = create(runs, recipe, name=name)
-    arrays.save(run.tokens_path, prepared.train, prepared.eval)
+    arrays.link(prepared.folder / prepare.TOKENS, run.tokens_path)
     prepared.ledger.write(run.folder)
+    template = named_template(recipe, base)
+    if template is not None:
+        write_atomically(run.template_path, template.source)
     gpu = hardware.gpu()
     run.update_manifest(
         {
@@ -77,16 +136,24 @@ def identity(recipe: Recipe, base: bases.Base, tokens: str) -> dict[str, Any]:
     """What a checkpoint depends on; a resume compares it."""
     return {
         "recipe": recipe_file.digest(recipe),
-        "data": {path: _file_hash(path) for path in (recipe.data.path, recipe.eval.path) if path},
+        "data": _data(recipe),
         "tokens": tokens,
         "base": base.fingerprint,
         "stack": {name: _version(name) for name in STACK},
     }
 
 
-def _file_hash(path: str) -> str:
-    file = Path(path)
-    return sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+def _data(recipe: Recipe) -> dict[str, str]:
+    """A hash of every file that the sources consist of; what is gone is "missing"."""
+    try:
+        files = sources.input_files(recipe) or []
+    except DataError as error:
+        return {error.where or "data": "missing"}
+    return {str(file): _file_hash(file) for file in files}
+
+
+def _file_hash(file: Path) -> str:
+    return cache.file_digest(file).hex() if file.is_file() else "missing"
 
 
 def _version(name: str) -> str | None:

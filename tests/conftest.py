@@ -17,6 +17,12 @@ SHARED = Path(
 ).resolve()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prepared data goes into a folder of this session, for child processes too."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @cache
 def _load(name: str) -> ChatTokenizer:
     return ChatTokenizer.load(SHARED / "tokenizers" / name)

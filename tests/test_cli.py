@@ -41,7 +41,8 @@ def chat(*turns: tuple[str, str]) -> dict[str, object]:
 BAD_ROWS = {
     "empty file": ([], "rows.jsonl: "),
     "not JSON": ([GOOD, "{nope"], "rows.jsonl:2: "),
-    "wrong shape": ([{"text": 1}], "rows.jsonl:1: "),
+    "wrong shape": ([{"words": 1}], "rows.jsonl:1: "),
+    "raw text": ([{"text": "x"}], "rows.jsonl: raw text, but method is sft"),
     "mixed shapes": ([GOOD, {"prompt": "a", "response": "b"}], "rows.jsonl:2: "),
     "empty answer": ([chat(("user", "a"), ("assistant", " "))], "rows.jsonl:1: "),
     "roles": ([chat(("user", "a"), ("user", "b"), ("assistant", "c"))], "rows.jsonl:1: "),
@@ -84,7 +85,7 @@ BAD_CALLS = {
     ),
     "no data": (["train", "tiny-qwen2.5"], 2, "data.path: missing"),
     "no model folder": (
-        ["train", "tiny-qwen2.5", "--set", "model.base=."],
+        ["train", "tiny-qwen2.5", "--set", "model.base=.", "--data", "rows.jsonl"],
         2,
         "not a model folder: it has no config.json",
     ),
@@ -97,7 +98,7 @@ BAD_CALLS = {
     "packing on a CPU": (
         ["train", "tiny-qwen2.5", "--set", "train.packing=true"],
         2,
-        "train.packing: no attention kernel keeps rows apart on a CPU",
+        "train.packing: Unsloth's CPU backend does not keep packed rows apart",
     ),
     "tracker that is not here": (
         ["train", "tiny-qwen2.5", "--set", "train.report_to=[wandb]"],

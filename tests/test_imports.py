@@ -17,15 +17,15 @@ LINES = [
     ["fastsft", "errors"],
     ["events", "recipe", "families", "hardware", "meter"],
     ["recipe_file", "weights"],
-    ["run", "reference"],
+    ["run", "reference", "untrained"],
     ["data"],
     ["demo"],
     ["base"],
-    ["start", "launch"],
+    ["start", "launch", "request"],
     ["sampling", "export", "evaluate"],
     ["engine"],
-    ["console", "doctor"],
-    ["commands", "demo.tour"],  # the tour is the verbs, one after the other
+    ["console", "doctor", "report_words", "report_view", "report_html"],
+    ["commands", "checking", "demo.tour"],  # the tour is the verbs, one after the other
     ["cli"],
 ]
 """The rooms from the ground up: a module imports from its own line or from lines above it here."""
@@ -44,12 +44,16 @@ HEAVY = {
     "xformers",
 }
 ENGINE_ROOM = ("engine", "evaluate.generate", "demo.pretrain")
-MAY_DRAW = ("console", "demo.pretrain")
+MAY_DRAW = ("console", "report_view", "demo.pretrain")
 LIGHT = (
     "fastsft.base",
+    "fastsft.checking",
     "fastsft.cli",
     "fastsft.commands",
     "fastsft.console",
+    "fastsft.data.cache",
+    "fastsft.data.hub",
+    "fastsft.data.one_row",
     "fastsft.data.prepare",
     "fastsft.data.show",
     "fastsft.demo.tiny",
@@ -128,7 +132,9 @@ def test_a_module_imports_only_from_its_own_line_or_above(module: str):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not is_within(m, ENGINE_ROOM)])
 def test_only_the_engine_room_imports_the_training_stack(module: str):
-    assert third_party(MODULES[module].read_text(), HEAVY) == set()
+    allowed = {"datasets"} if module == "data.hub" else set()  # late, and it needs no torch
+
+    assert third_party(MODULES[module].read_text(), HEAVY) <= allowed
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not is_within(m, MAY_DRAW)])

@@ -78,15 +78,6 @@ def test_the_families_are_those_that_are_known():
             "set model.quantization to none",
         ),
         (
-            {"engine": "reference", "train": {"packing": True}},
-            "train.packing: engine reference cannot keep packed rows apart; set it to false",
-        ),
-        (
-            {"train": {"packing": True, "steps": None, "epochs": 1.0}},
-            "train.packing: how many sequences the rows make is not known beforehand; "
-            "give train.steps instead of train.epochs",
-        ),
-        (
             {"engine": "reference", "train": {"gradient_checkpointing": "unsloth"}},
             "train.gradient_checkpointing: engine reference never imports Unsloth; "
             "use standard, none or auto",
@@ -99,6 +90,43 @@ def test_the_families_are_those_that_are_known():
         (
             {"lora": {"targets": ("q_proj", "v_proj", "q_proj")}},
             "lora.targets: a layer is named twice",
+        ),
+        (
+            {"data": {"path": "a.jsonl", "sources": ({"path": "b.jsonl"},)}},
+            "data.sources: give data.path or data.sources, not both",
+        ),
+        (
+            {"data": {"sources": ({"path": "b.jsonl", "share": 0.5},)}},
+            "data.sources: a share is of something: leave at least one source without a share",
+        ),
+        (
+            {
+                "data": {
+                    "sources": ({"path": "a"}, {"path": "b", "share": 0.95}),
+                    "replay": {"path": "c"},
+                }
+            },
+            "data.sources: the shares add up to 1 or more; nothing is left for the other sources",
+        ),
+        (
+            {"method": "pretrain", "data": {"overlength": "error"}},
+            "data.overlength: raw text is cut into pieces of data.max_tokens, no token lost; "
+            "leave it out",
+        ),
+        (
+            {"method": "pretrain", "data": {"train_on": "all"}},
+            "data.train_on: raw text is trained whole; leave it out",
+        ),
+        *(
+            (
+                {"method": "pretrain", "data": {key: "chatml"}},
+                f"data.{key}: raw text is not rendered; leave it out",
+            )
+            for key in ("template", "system", "date")
+        ),
+        (
+            {"data": {"sources": ({"path": "a"}, {"path": "b", "share": 0.1, "weight": 2.0})}},
+            "data.sources: a source has a weight and a share; give it one of them",
         ),
         (
             {"eval": {"path": "held_out.jsonl", "share": 0.1}},
@@ -142,7 +170,9 @@ def test_combinations_are_reported_together():
     [
         {"train": {"steps": None, "epochs": 0.5}},
         {"train": {"parameters": "all"}, "model": {"quantization": "none"}},
-        {"train": {"packing": True}},
+        {"train": {"packing": True, "steps": None, "epochs": 1.0}},
+        {"train": {"packing": "auto"}},
+        {"engine": "reference", "train": {"packing": True}},
         {"engine": "reference", "model": {"double_quant": False}},
         {"engine": "reference", "train": {"gradient_checkpointing": "standard"}},
         {"eval": {"share": 0.1, "every_steps": 5, "keep_best": True, "patience": 1}},

@@ -22,10 +22,10 @@ def test_the_readme_has_the_reference_as_the_schema_is_now():
 
 def test_every_key_is_there_once():
     keys = list(recipe_file.keys())
-    sections = {key.partition(".")[0] for key in keys if "." in key}
+    sections = {key.rpartition(".")[0] for key in keys}
     leaves = [key for key in keys if key not in sections]
 
-    assert sorted(row[0] for row in reference.plain()) == sorted(leaves)
+    assert sorted(row[0].replace("[]", "") for row in reference.plain()) == sorted(leaves)
 
 
 def test_no_cell_is_empty():
@@ -37,7 +37,10 @@ def test_no_cell_is_empty():
     [
         ("model.base", "text", "required"),
         ("model.family", "qwen2.5, llama or mistral", "required"),
-        ("method", "sft", "sft"),
+        ("method", "sft or pretrain", "sft"),
+        ("data.checks.leakage", "off, report, drop or error", "drop"),
+        ("data.sources[].columns", "mapping of text to text", "{}"),
+        ("data.replay.share", "number, above 0, below 1", "0.1"),
         ("description", "text", '""'),
         ("lora.rank", "integer, 1 to 1024", "16"),
         ("lora.alpha", "number, above 0, at most 8192", "16"),
@@ -45,7 +48,7 @@ def test_no_cell_is_empty():
         ("train.learning_rate", "number, above 0, at most 1", "0.0002"),
         ("train.steps", "integer, 1 to 10000000 or null", "null"),
         ("train.save_every_steps", "integer, at least 1", "100"),
-        ("train.packing", "true or false", "false"),
+        ("train.packing", "true or false or auto", "false"),
         ("train.report_to", "list of tensorboard or wandb", "[]"),
     ],
 )

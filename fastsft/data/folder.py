@@ -34,27 +34,33 @@ class TokenizerFiles:
     fingerprint: str
 
 
-def read(folder: Path) -> TokenizerFiles:
-    """The folder's tokenizer files.
+def read(folder: Path, template: tuple[str, str] | None = None) -> TokenizerFiles:
+    """The folder's tokenizer files; `template` is (source, name) of one to use instead.
 
     Raises `DataError` for a missing folder, a tokenizer without tokenizer.json, a missing
     chat template and files that do not parse.
     """
     tokenizer_json = _tokenizer_json(folder)
     config = _json(folder / "tokenizer_config.json") or {}
-    template, template_where = _template(folder, config)
+    source, template_where = template or _template(folder, config)
     generation = _json(folder / "generation_config.json")
     model = _json(folder / "config.json")
     eos_ids = _eos_ids(generation, "generation_config.json") or _eos_ids(model, "config.json")
     return TokenizerFiles(
         tokenizer_json=tokenizer_json,
         named=_named(config),
-        template=template,
+        template=source,
         template_where=template_where,
         eos_ids=eos_ids,
         model_config=model,
-        fingerprint=_fingerprint(tokenizer_json, template, json.dumps(config), repr(eos_ids)),
+        fingerprint=_fingerprint(tokenizer_json, source, json.dumps(config), repr(eos_ids)),
     )
+
+
+def has_template(folder: Path) -> bool:
+    """Whether the folder's tokenizer brings a chat template of its own."""
+    config = _json(folder / "tokenizer_config.json") or {}
+    return (folder / "chat_template.jinja").is_file() or bool(config.get("chat_template"))
 
 
 def _tokenizer_json(folder: Path) -> str:
@@ -92,7 +98,8 @@ def _template(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     raise DataError(
         "the tokenizer has no chat template, so this is a base model",
         where=str(folder),
-        hint="fine-tune the Instruct checkpoint of the same model, or add its chat_template.jinja",
+        hint="fine-tune the Instruct checkpoint of the same model, or set data.template "
+        "(alpaca and human-assistant end turns with the base's own end-of-text token)",
     )
 
 

@@ -1,247 +1,218 @@
-"""Turns a row of any supported shape into one conversation.  Guesses nothing, renames nothing."""
+"""Turns a row of any supported shape into a conversation or a document.  Guesses nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+from fastsft.data import toolcalls, turns
+from fastsft.data.conversation import Conversation as Conversation
+from fastsft.data.conversation import Document as Document
+from fastsft.data.conversation import Message as Message
+from fastsft.data.conversation import Role as Role
+from fastsft.data.conversation import check
 from fastsft.data.rows import Row
-from fastsft.errors import DataError
+from fastsft.data.shapes import ANSWERS, INPUTS, OUTPUTS, PROMPTS, two_shapes
+from fastsft.data.shapes import Shape as Shape
+from fastsft.data.shapes import detect as detect
+from fastsft.data.shapes import extra_keys as extra_keys
+from fastsft.data.shapes import rename as rename
+from fastsft.errors import BadRow
 
-Role = Literal["system", "user", "assistant"]
-Shape = Literal["messages", "prompt_response", "alpaca"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-
-SHAPES_HINT = (
-    'use "messages" (a list of {"role", "content"}), "prompt" and "response", '
-    'or "instruction" and "output"'
-)
-KNOWN_KEYS: Mapping[Shape, frozenset[str]] = {
-    "messages": frozenset({"messages"}),
-    "prompt_response": frozenset({"system", "prompt", "response", "completion"}),
-    "alpaca": frozenset({"system", "instruction", "input", "output"}),
+_ALWAYS = frozenset({"weight", *turns.UNSUPPORTED})
+REFUSED: Mapping[Shape, frozenset[str]] = {
+    "messages": _ALWAYS | {"history"},
+    "sharegpt": _ALWAYS | {"history", "tools"},
+    "prompt_response": _ALWAYS | {"history"},
+    "alpaca": _ALWAYS | {"tools"},
+    "question_answer": _ALWAYS | {"history", "tools"},
 }
-ROLE_CURES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-# Leaving these out would train on something else than the row says.
-UNSUPPORTED = ("tools", "tool_calls", "function_call", "functions", "images", "history", "weight")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn."""
-
-    role: Role
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """System (at most one, first), then user and assistant in turn, an assistant last."""
-
-    messages: tuple[Message, ...]
-    where: str
-
-
-def detect(value: Mapping[str, Any], *, where: str | None = None) -> Shape:
-    """The shape that a row's key names spell.
-
-    Raises `DataError` when they spell none, or two.
-    """
-    found: list[Shape] = []
-    if "messages" in value:
-        found.append("messages")
-    if "prompt" in value and ("response" in value or "completion" in value):
-        found.append("prompt_response")
-    if "instruction" in value and "output" in value:
-        found.append("alpaca")
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(
-            f"the row has the keys of two shapes: {' and '.join(found)}",
-            where=where,
-            hint="keep the keys of one shape and remove the others",
-        )
-    return _refuse_shape(value, where)
+"""Keys of a row that would be left out in silence."""
 
 
 def to_conversation(row: Row, shape: Shape) -> Conversation:
-    """The row as a checked conversation.
+    """The row as a checked conversation; `shape` is the one that its file has.
 
-    Raises `DataError` with the place and the cure when the row has another shape, a field
+    Raises `BadRow` with the place and the cure when the row has another shape, a field
     that is missing or no string, a role out of order, or no answer to train on.
     """
-    if detect(row.value, where=row.where) != shape:
-        raise DataError(
-            f"the row is not of the shape {shape}, which the file's first row has",
-            where=row.where,
-            hint="give all rows of one file the same keys, or split the file",
+    where, value = row.where, row.value
+    _require_shape(value, shape, where)
+    if shape == "text":
+        raise BadRow(
+            "the row is raw text, which has no answer to train on",
+            reason="no_answer",
+            where=where,
+            hint='set method: pretrain, or write "messages", or "prompt" and "response"',
         )
-    _refuse_unsupported(row.value, "the row", row.where)
-    builders = {"messages": _listed, "prompt_response": _prompted, "alpaca": _instructed}
-    conversation = Conversation(tuple(builders[shape](row)), row.where)
-    _check(conversation)
+    _refuse_unsupported(value, shape, where)
+    tools = toolcalls.tools(value["tools"], where) if "tools" in value else ()
+    spoken = READERS[shape](value, where)
+    system = _system(value, where) if "system" in value else ()
+    if system and spoken[0].role == "system":
+        raise _second_system(where)
+    conversation = Conversation((*system, *spoken), where, tools)
+    check(conversation, first=0 if system and shape in ("messages", "sharegpt") else 1)
     return conversation
 
 
-def extra_keys(value: Mapping[str, Any], shape: Shape) -> frozenset[str]:
-    """Keys of a row that nothing reads, for a note; those inside messages as `messages[].key`."""
-    extra = set(value) - KNOWN_KEYS[shape]
-    if shape == "messages":
-        for message in value["messages"]:
-            extra |= {f"messages[].{key}" for key in set(message) - {"role", "content"}}
-    return frozenset(extra)
+def to_document(row: Row, shape: Shape) -> Document:
+    """The row's raw text; a key `continues` says that the next row goes on with it.
+
+    Raises `BadRow` for a row of another shape, and for one without text.
+    """
+    where, value = row.where, row.value
+    _require_shape(value, shape, where)
+    if shape != "text":
+        raise BadRow(
+            f"the row is of the shape {shape}, not raw text",
+            reason="mixed_shapes",
+            where=where,
+            hint='set method: sft, or name the text\'s key: data.sources[].columns: {text: "…"}',
+        )
+    text = turns.text(value, "text", "the row", where)
+    if not text.strip():
+        hint = "write some text, or remove the row"
+        raise BadRow('"text" is empty', reason="missing_content", where=where, hint=hint)
+    return Document(text, where, value.get("continues") is True)
 
 
-def _refuse_shape(value: Mapping[str, Any], where: str | None) -> NoReturn:
-    keys = ", ".join(f'"{key}"' for key in list(value)[:8]) or "none"
-    hint = SHAPES_HINT
-    if "conversations" in value or "conversation" in value:
-        hint = 'rename it to "messages", "from" to "role" and "value" to "content"'
-    elif "text" in value:
-        hint = f"raw text has no answer to train on; {SHAPES_HINT}"
-    raise DataError(f"the row has no known shape; its keys are: {keys}", where=where, hint=hint)
+def _require_shape(value: Mapping[str, Any], shape: Shape, where: str) -> None:
+    if detect(value, where=where) != shape:
+        raise BadRow(
+            f"the row is not of the shape {shape}, which the file's first row has",
+            reason="mixed_shapes",
+            where=where,
+            hint="give all rows of one file the same keys, or split the file",
+        )
 
 
-def _refuse_unsupported(value: Mapping[str, Any], what: str, where: str) -> None:
-    for key in UNSUPPORTED:
-        if (key == "weight" and key in value) or value.get(key):
-            raise DataError(
-                f'{what} has "{key}", which is not supported',
-                where=where,
-                hint=f'remove "{key}", or the row; leaving it out in silence would change it',
-            )
+def _refuse_unsupported(value: Mapping[str, Any], shape: Shape, where: str) -> None:
+    refused = REFUSED[shape]
+    if refused.isdisjoint(value):
+        return
+    if "weight" in value:
+        raise turns.unsupported('the row has "weight", which is not supported', "weight", where)
+    turns.refuse_unsupported(value, sorted(refused), "the row", where)
 
 
-def _listed(row: Row) -> list[Message]:
-    entries = row.value["messages"]
+def _listed(value: Mapping[str, Any], where: str) -> list[Message]:
+    return _turns(value, "messages", turns.openai, where)
+
+
+def _shared(value: Mapping[str, Any], where: str) -> list[Message]:
+    return _turns(value, "conversations", turns.sharegpt, where)
+
+
+def _prompted(value: Mapping[str, Any], where: str) -> list[Message]:
+    """Two strings, or TRL's two lists of messages: those of the prompt are not trained."""
+    prompt, answer = _only(value, PROMPTS, where), _only(value, ANSWERS, where)
+    if not isinstance(value[prompt], list):
+        return _exchange(value, prompt, answer, where)
+    before = _turns(value, prompt, turns.openai, where)
+    for number, entry in enumerate(value[prompt], start=1):
+        if before[number - 1].role == "assistant" and entry.get("weight"):
+            hint = 'move the message into "completion", or write the row as "messages"'
+            what = f"message {number} has the weight 1, but a prompt is never trained"
+            raise turns.bad_weight(what, hint, where)
+    after = _turns(value, answer, turns.openai, where, first=len(before) + 1)
+    return [*(replace(message, trained=False) for message in before), *after]
+
+
+def _instructed(value: Mapping[str, Any], where: str) -> list[Message]:
+    """Earlier turns of `history` first; the input follows the instruction after a blank line."""
+    question, answer = _exchange(value, "instruction", _only(value, OUTPUTS, where), where)
+    about = _only(value, INPUTS, where)
+    if value.get(about) is not None:
+        extra = turns.text(value, about, "the row", where)
+        if extra.strip():
+            question = Message("user", f"{question.content}\n\n{extra}")
+    return [*_history(value.get("history"), where), question, answer]
+
+
+def _questioned(value: Mapping[str, Any], where: str) -> list[Message]:
+    return _exchange(value, "question", "answer", where)
+
+
+READERS: Mapping[Shape, Callable[[Mapping[str, Any], str], list[Message]]] = {
+    "messages": _listed,
+    "sharegpt": _shared,
+    "prompt_response": _prompted,
+    "alpaca": _instructed,
+    "question_answer": _questioned,
+}
+
+
+def _turns(
+    value: Mapping[str, Any],
+    key: str,
+    read: Callable[[Any, int, str], Message],
+    where: str,
+    *,
+    first: int = 1,
+) -> list[Message]:
+    entries = value[key]
     if not isinstance(entries, list) or not entries:
-        raise DataError(
-            '"messages" is not a list with at least one message',
-            where=row.where,
-            hint='write "messages": [{"role": "user", "content": "…"}, …]',
-        )
-    return [_message(entry, number, row.where) for number, entry in enumerate(entries, start=1)]
-
-
-def _message(entry: Any, number: int, where: str) -> Message:
-    name = f"message {number}"
-    if not isinstance(entry, dict):
-        raise DataError(
-            f"{name} is not an object",
+        form = '"from": "human", "value"' if key == "conversations" else '"role": "user", "content"'
+        raise BadRow(
+            f'"{key}" is not a list with at least one message',
+            reason="empty_messages" if entries == [] else "wrong_type",
             where=where,
-            hint='write every message as {"role": "…", "content": "…"}',
+            hint=f'write "{key}": [{{{form}: "…"}}, …]',
         )
-    _refuse_unsupported(entry, name, where)
-    return Message(_role(entry, name, where), _text(entry, "content", name, where))
+    return [read(entry, number, where) for number, entry in enumerate(entries, start=first)]
 
 
-def _role(entry: Mapping[str, Any], name: str, where: str) -> Role:
-    role: object = entry.get("role")
-    for known in ROLES:
-        if role == known:
-            return known
-    if "role" not in entry:
-        raise DataError(
-            f'{name} has no "role"', where=where, hint="add one of: system, user, assistant"
-        )
-    cure = ROLE_CURES.get(str(role).lower())
-    raise DataError(
-        f"{name} has the unknown role {role!r}" + (f'; did you mean "{cure}"?' if cure else ""),
-        where=where,
-        hint="use one of: system, user, assistant",
-    )
+def _exchange(value: Mapping[str, Any], asked: str, answered: str, where: str) -> list[Message]:
+    user = turns.text(value, asked, "the row", where)
+    return [
+        Message("user", user),
+        Message("assistant", turns.text(value, answered, "the row", where)),
+    ]
 
 
-def _text(entry: Mapping[str, Any], key: str, name: str, where: str) -> str:
-    if key not in entry:
-        raise DataError(
-            f'{name} has no "{key}"',
+def _history(history: Any, where: str) -> Iterable[Message]:
+    """Pairs of a question and its answer; null, empty text and an empty list are none."""
+    if history is None or history == "":
+        return
+    if not isinstance(history, list) or not all(map(_is_pair, history)):
+        raise BadRow(
+            '"history" is not a list of pairs of strings',
+            reason="wrong_type",
             where=where,
-            hint=f'add a "{key}" string to every message, or remove the message',
+            hint='write "history": [["question", "answer"], …]',
         )
-    text = entry[key]
-    if not isinstance(text, str):
-        raise DataError(
-            f'{name}: "{key}" is {_kind(text)}, not a string',
-            where=where,
-            hint=f'write "{key}" as one string',
-        )
-    return text
+    for question, answer in history:
+        yield Message("user", question)
+        yield Message("assistant", answer)
 
 
-def _kind(value: object) -> str:
-    names = {list: "a list", dict: "an object", type(None): "null", bool: "a boolean"}
-    return names.get(type(value), "a number")
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
 
 
-def _prompted(row: Row) -> list[Message]:
-    answer = "response" if "response" in row.value else "completion"
-    user = _text(row.value, "prompt", "the row", row.where)
-    return [*_system(row), Message("user", user), _answer(row, answer)]
+def _only(value: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
+    """The one key of these that holds something; the first that is there if none does."""
+    filled = [key for key in keys if value.get(key) is not None]
+    if len(filled) > 1:
+        names = " and ".join(f'"{key}"' for key in filled)
+        raise two_shapes(f"the row has {names}, of which one would be left out", where)
+    return filled[0] if filled else next((key for key in keys if key in value), keys[0])
 
 
-def _instructed(row: Row) -> list[Message]:
-    """Alpaca's `input`, where it is not empty, follows the instruction after a blank line."""
-    user = _text(row.value, "instruction", "the row", row.where)
-    if row.value.get("input") is not None:
-        extra = _text(row.value, "input", "the row", row.where)
-        user = f"{user}\n\n{extra}" if extra.strip() else user
-    return [*_system(row), Message("user", user), _answer(row, "output")]
-
-
-def _system(row: Row) -> list[Message]:
+def _system(value: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     """The `system` column; empty or null is how a table says "none"."""
-    if row.value.get("system") is None:
-        return []
-    text = _text(row.value, "system", "the row", row.where)
-    return [Message("system", text)] if text.strip() else []
+    if value["system"] is None:
+        return ()
+    text = turns.text(value, "system", "the row", where)
+    return (Message("system", text),) if text.strip() else ()
 
 
-def _answer(row: Row, key: str) -> Message:
-    return Message("assistant", _text(row.value, key, "the row", row.where))
-
-
-def _check(conversation: Conversation) -> None:
-    """The order of roles, and that there is something to answer and an answer."""
-    where, messages = conversation.where, conversation.messages
-    if not any(message.role == "assistant" for message in messages):
-        raise DataError(
-            "no assistant turn, so nothing to train on",
-            where=where,
-            hint="add the answer as a message with the role assistant, or remove the row",
-        )
-    offset = 1 if messages[0].role == "system" else 0
-    for number, message in enumerate(messages, start=1):
-        if number > offset:
-            expected: Role = "user" if (number - offset) % 2 else "assistant"
-            _check_turn(message, number, expected, where)
-    if messages[-1].role != "assistant":
-        raise DataError(
-            f"message {len(messages)}, the last one, is from the user and has no answer",
-            where=where,
-            hint="add the assistant's answer, or remove the last message",
-        )
-
-
-def _check_turn(message: Message, number: int, expected: Role, where: str) -> None:
-    if message.role == "system":
-        raise DataError(
-            f"message {number} is a system message, but not the first message",
-            where=where,
-            hint="put the one system message first",
-        )
-    if message.role != expected:
-        raise DataError(
-            f"message {number} is from the {message.role} where the {expected} must speak",
-            where=where,
-            hint="let user and assistant take turns, the user first; join messages of one speaker",
-        )
-    if not message.content.strip():
-        what = "answer" if message.role == "assistant" else "user message"
-        raise DataError(
-            f"message {number} is an empty {what}",
-            where=where,
-            hint="write its text, or remove the row",
-        )
+def _second_system(where: str) -> BadRow:
+    return BadRow(
+        'the row has a "system" and a system message',
+        reason="system_not_first",
+        where=where,
+        hint="keep one of the two",
+    )

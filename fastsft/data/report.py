@@ -126,6 +126,7 @@ class Report:
     refused: tuple[str, ...]
     seconds: float
     from_cache: bool
+    bad_rows: str = "error"  # or "skip": what a faulty row leads to
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""

@@ -1,24 +1,37 @@
-"""Reads a JSONL file into rows that know their place.  Judges the file, not what rows mean."""
+"""What a source is made of: files, batches of them, rows that know their place.  Opens nothing."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal
 
-from fastsft.errors import DataError
+from fastsft.data.json_rows import StrictJson
+from fastsft.errors import BadRow
 
-BOM = b"\xef\xbb\xbf"
-ONE_PER_LINE = "write one JSON object on each line; jq -c . FILE > fixed.jsonl does it"
+Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "text", "hub"]
+Item = tuple[int, dict[str, Any]] | BadRow
+"""A value with the line where it begins, or what is wrong with it."""
 
-KINDS = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+SUFFIXES: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".md": "text",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One JSON object of a file; `line` counts from 1 and counts blank lines too."""
+    """One row of a file; `line` counts from 1 and counts blank lines too.
+
+    In a table without lines (Parquet, a Hugging Face dataset) it is the number of the row.
+    """
 
     file: str
     line: int
@@ -30,114 +43,59 @@ class Row:
         return f"{self.file}:{self.line}"
 
 
-def read(path: Path) -> Iterator[Row]:
-    """Every row of a JSONL file, in order; blank lines are no rows but keep their number.
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a source, `name`d as errors name it: relative to the folder that was given.
 
-    Raises `DataError` at the first line that is not one clean JSON object, and for a file
-    that is missing, a folder, empty or one big JSON array.
+    `path` is None for a Hugging Face dataset, which has a config, split and revision instead.
     """
-    for item in scan(path):
-        if isinstance(item, DataError):
-            raise item
-        yield item
+
+    path: Path | None
+    name: str
+    kind: Kind
+    is_gzip: bool = False
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
 
 
-def scan(path: Path) -> Iterator[Row | DataError]:
-    """Like `read`, but a bad line comes out as its error, so that faults can be collected."""
-    _require_file(path)
-    seen = False
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            data = raw.removeprefix(BOM).strip() if number == 1 else raw.strip()
-            if not data:
-                continue
-            if not seen and data.startswith(b"["):
-                _refuse_array(path)
-            seen = True
-            yield _row(path.name, number, data)
-    if not seen:
-        raise DataError("the file has no rows", where=path.name, hint=ONE_PER_LINE)
+def data_file(path: Path, name: str) -> DataFile | None:
+    """The file as its suffix says, perhaps with .gz; None where that is none that is known."""
+    is_gzip = path.suffix.lower() == ".gz"
+    kind = SUFFIXES.get((path.with_suffix("") if is_gzip else path).suffix.lower())
+    return None if kind is None else DataFile(path, name, kind, is_gzip)
 
 
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise DataError("is a folder, not a file", where=str(path), hint="name one .jsonl file")
-    if not path.is_file():
-        raise DataError("no such file", where=str(path), hint="check the path and its spelling")
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a file, small enough to be sent to another process, which parses them.
+
+    `items` are either raw lines, the first of which is line `line`, or values with the line
+    where each begins, and faults.
+    """
+
+    file: str
+    line: int
+    items: tuple[bytes, ...] | tuple[Item, ...]
 
 
-def _refuse_array(path: Path) -> NoReturn:
-    raise DataError(
-        "the file is a JSON array, not one object on each line",
-        where=path.name,
-        hint=f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl",
-    )
+def parse(batch: Batch) -> Iterator[Row | BadRow]:
+    """The batch's rows in order, each or what is wrong with it; a blank line is no row."""
+    json = StrictJson()
+    for number, item in enumerate(batch.items, start=batch.line):
+        if isinstance(item, bytes):
+            data = item.strip()
+            if data:
+                yield _parsed(json, batch.file, number, data)
+        elif isinstance(item, BadRow):
+            yield item
+        else:
+            yield Row(batch.file, *item)
 
 
-def _row(file: str, line: int, data: bytes) -> Row | DataError:
-    where = f"{file}:{line}"
+def _parsed(json: StrictJson, file: str, line: int, data: bytes) -> Row | BadRow:
     try:
-        value = _object(data)
-    except UnicodeDecodeError as error:
-        return DataError(
-            f"not UTF-8: byte {data[error.start]:#04x} at column {error.start + 1}",
-            where=where,
-            hint="save the file as UTF-8",
-        )
-    except json.JSONDecodeError as error:
-        return DataError(
-            f"not JSON: {error.msg} at column {error.colno}", where=where, hint=ONE_PER_LINE
-        )
-    except RecursionError:
-        return DataError("JSON is nested too deeply", where=where, hint="flatten the row")
-    except _BadValue as error:
-        return DataError(error.what, where=where, hint=error.hint)
-    except ValueError as error:
-        return DataError(f"not JSON that can be read: {error}", where=where, hint=ONE_PER_LINE)
-    return Row(file, line, value)
-
-
-class _BadValue(Exception):
-    """JSON that Python would accept and that means something else than it says."""
-
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    text = data.decode("utf-8")
-    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    if not isinstance(value, dict):
-        raise _BadValue(
-            f"the line is {KINDS.get(type(value), 'a number')}, not a JSON object", ONE_PER_LINE
-        )
-    if "\\u" in text:
-        _refuse_surrogates(value)
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _BadValue(f'key "{twice}" appears twice in one object', "keep one of the two")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _BadValue(f"{name} is not JSON", "write null, or leave the key out")
-
-
-def _refuse_surrogates(value: dict[str, Any]) -> None:
-    """JSON can spell half of a UTF-16 pair; such a string cannot be written as text."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(error.object[error.start]):04x}"
-        raise _BadValue(
-            f"a string holds the lone surrogate {code}, which is no character",
-            "an emoji was cut in half: write the whole character, or remove the escape",
-        ) from error
+        return Row(file, line, json.line(data))
+    except BadRow as fault:
+        fault.where = f"{file}:{line}"
+        return fault

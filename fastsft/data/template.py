@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from fastsft.errors import DataError
+from fastsft.errors import BadRow, DataError
 
 MAX_OUTPUT_CHARS = 64 * 1024 * 1024
 MAX_RENDER_S = 20.0
@@ -56,19 +56,21 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
         where: str | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
         **pinned: object,
     ) -> str:
         """The text that transformers' `apply_chat_template(tokenize=False)` gives.
 
         Source: transformers 5.17 utils/chat_template_utils.py: the environment's settings,
-        its globals and filters, `tools` and `documents` None, special tokens as variables.
+        its globals and filters, `documents` None, special tokens as variables.
 
-        Raises `DataError` for whatever the template raises, with the row's place.
+        Raises `DataError` for whatever the template raises; `BadRow` where the row may be to
+        blame, with its place.
         """
         variables = {
             **self._special_tokens,
             "messages": [dict(message) for message in messages],
-            "tools": None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
             **pinned,
@@ -76,8 +78,9 @@ class ChatTemplate:
         try:
             return self._bounded(variables)
         except RefusedByTemplate as error:
-            raise DataError(
+            raise BadRow(
                 f"the chat template refuses this conversation: {error.message}",
+                reason="template_refused",
                 where=where or self.where,
                 hint="change the row to what the template accepts",
             ) from error
@@ -88,8 +91,9 @@ class ChatTemplate:
                 hint="do not trust this model folder; take the original repository's template",
             ) from error
         except Exception as error:  # a template can raise whatever Python can
-            raise DataError(
+            raise BadRow(
                 f"the chat template failed: {type(error).__name__}: {error}",
+                reason="template_refused",
                 where=where or self.where,
                 hint="check the row, then the template, against the original repository",
             ) from error

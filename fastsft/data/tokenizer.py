@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import NFC, NFD, NFKC, NFKD
 
 from fastsft import families
 from fastsft.data import folder as model_folder
 from fastsft.data.folder import TokenizerFiles
 from fastsft.data.template import ChatTemplate
+from fastsft.data.templates import NamedTemplate
 from fastsft.errors import DataError
 from fastsft.families import Family
 
@@ -24,8 +25,58 @@ METASPACE = "▁"
 UNICODE_FORMS = {'"NFC"': NFC, '"NFD"': NFD, '"NFKC"': NFKC, '"NFKD"': NFKD}
 PROBE = "\ue000answer\ue000"  # private use: no template looks for it
 
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>")
+SPECIAL = re.compile(r"<\|\w+\|>")
+
 Ids = NDArray[np.int32]
-Offsets = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a tokenizer was loaded from, so that another process can load the same."""
+
+    folder: Path
+    family: Family
+    template: NamedTemplate | None
+
+    def load(self) -> ChatTokenizer:
+        """The tokenizer again."""
+        return ChatTokenizer.load(self.folder, family=self.family, template=self.template)
+
+
+class Tokens:
+    """The tokens of one text: `ids` [T], and where in the text each stands."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+        self.ids: list[int] = encoding.ids
+
+    def at(self, start: int, end: int) -> tuple[int, int]:
+        """The tokens [first, last) that share a character with [start, end) of the text."""
+        first = self._encoding.char_to_token(start)
+        last = self._encoding.char_to_token(end - 1)
+        if first is None or last is None or self._is_split(last):
+            return self._searched(start, end)
+        return first, last + 1
+
+    def start(self, token: int) -> int:
+        """The first character of a token."""
+        place = self._encoding.token_to_chars(token)
+        return 0 if place is None else int(place[0])
+
+    def _is_split(self, token: int) -> bool:
+        """Whether the next token is another part of the same character."""
+        following = token + 1
+        if following >= len(self.ids):
+            return False
+        here, there = self._encoding.token_to_chars(token), self._encoding.token_to_chars(following)
+        return bool(here is not None and there is not None and there[0] < here[1])
+
+    def _searched(self, start: int, end: int) -> tuple[int, int]:
+        """The same from every token's place: for characters that are part of no token."""
+        offsets = np.array(self._encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        found = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+        return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -47,8 +98,11 @@ class ChatTokenizer:
     `pad_id` is never that one.  `bos_id` is None where the family has no BOS.
     """
 
+    origin: Origin
+
     def __init__(self, tokenizer: Tokenizer, files: TokenizerFiles, family: Family) -> None:
         self._tokenizer = tokenizer
+        self.base_eos_ids = frozenset(files.eos_ids)
         self.template = ChatTemplate(files.template, files.named, where=files.template_where)
         self.family = family
         self.fingerprint = files.fingerprint
@@ -57,27 +111,33 @@ class ChatTokenizer:
         self._unicode_forms = [form() for name, form in UNICODE_FORMS.items() if name in steps]
         self._has_metaspace = METASPACE in steps
         self.bos_token = _bos(files.named, family)
-        self.bos_id = None if self.bos_token is None else self._id(self.bos_token, "bos_token")
+        self.bos_id = (
+            None if self.bos_token is None else self.require_id(self.bos_token, "bos_token")
+        )
         stops = self._stop_tokens(files)
         self._stop = re.compile(r"\s*(" + "|".join(map(re.escape, _longest_first(stops))) + ")")
         self.turn = self._turn_format()
         self.stop_tokens = (self.turn.stop, *(stop for stop in stops if stop != self.turn.stop))
-        self.stop_ids = tuple(self._id(token, "stop token") for token in self.stop_tokens)
-        self.eos_id = self._id(files.named.get("eos_token", self.turn.stop), "eos_token")
+        self.stop_ids = tuple(self.require_id(token, "stop token") for token in self.stop_tokens)
+        self.eos_id = self.require_id(files.named.get("eos_token", self.turn.stop), "eos_token")
         self.pad_token = self._choose_pad(files.named.get("pad_token"))
-        self.pad_id = self._id(self.pad_token, "pad_token")
+        self.pad_id = self.require_id(self.pad_token, "pad_token")
 
     @classmethod
-    def load(cls, folder: Path, *, family: Family | None = None) -> ChatTokenizer:
-        """The tokenizer of a model folder.
+    def load(
+        cls, folder: Path, *, family: Family | None = None, template: NamedTemplate | None = None
+    ) -> ChatTokenizer:
+        """The tokenizer of a model folder, with its own template or the one that is given.
 
         Without `family` it is that of config.json, or where there is none, the one that the
         tokenizer's own tokens give away.
 
         Raises `DataError` for files that are missing or broken, an unsupported family, a
-        template that ends no turn, and a tokenizer without a token to pad with.
+        template that ends no turn or writes tokens that the vocabulary lacks, and a tokenizer
+        without a token to pad with.
         """
-        files = model_folder.read(folder)
+        given = None if template is None else (template.source, template.name)
+        files = model_folder.read(folder, given)
         try:
             tokenizer = Tokenizer.from_str(files.tokenizer_json)
         except Exception as error:  # tokenizers raises bare Exception
@@ -89,27 +149,32 @@ class ChatTokenizer:
         tokenizer.no_truncation()  # both may be saved in the file, and would act in silence
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
-        return cls(tokenizer, files, family or _family(files, tokenizer, folder))
+        if template is not None:
+            _require_tokens(template, tokenizer)
+        made = cls(tokenizer, files, family or _family(files, tokenizer, folder))
+        made.origin = Origin(folder, made.family, template)
+        return made
 
-    def encode_batch(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
-        """For each text its ids [T] and the character range [T, 2] of each; nothing is added."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each text; nothing is added."""
         return [
-            (
-                np.array(encoding.ids, dtype=np.int32),
-                np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2),
-            )
-            for encoding in encodings
+            Tokens(encoding)
+            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """The exact text of some ids, special tokens included, wherever in a row they stood.
+        """The exact text of some ids; see `decode_batch`."""
+        return self.decode_batch([np.asarray(ids, dtype=np.int64).tolist()])[0]
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The exact text of each list of ids, special tokens included, wherever they stood.
 
         A leading token is put before them and taken off: decoders strip a space at the start.
         """
-        whole = [self.stop_ids[0], *np.asarray(ids, dtype=np.int64).tolist()]
-        text: str = self._tokenizer.decode(whole, skip_special_tokens=False)
-        return text.removeprefix(self.stop_tokens[0])
+        first, marker = self.stop_ids[0], self.stop_tokens[0]
+        whole = [[first, *ids] for ids in rows]
+        texts: list[str] = self._tokenizer.decode_batch(whole, skip_special_tokens=False)
+        return [text.removeprefix(marker) for text in texts]
 
     def stored(self, text: str) -> str:
         """The text as this tokenizer can hold it: Unicode normalised where it normalises."""
@@ -123,11 +188,16 @@ class ChatTokenizer:
         *,
         add_generation_prompt: bool = False,
         where: str | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
         **pinned: object,
     ) -> str:
         """The template's text; see `ChatTemplate.render`."""
         return self.template.render(
-            messages, add_generation_prompt=add_generation_prompt, where=where, **pinned
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            where=where,
+            tools=tools,
+            **pinned,
         )
 
     def stop_after(self, text: str, position: int) -> int | None:
@@ -135,12 +205,23 @@ class ChatTokenizer:
         match = self._stop.match(text, position)
         return match.end() if match else None
 
+    def stops_in(self, text: str) -> Iterator[int]:
+        """The ends of all stop tokens in a text."""
+        return (match.end() for match in self._stop.finditer(text))
+
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens that the template writes out, with their ids."""
+        written = {*SPECIAL.findall(self.template.source), self.turn.stop}
+        found = {token: self.token_id(token) for token in sorted(written)}
+        return {token: number for token, number in found.items() if number is not None}
+
     def token_id(self, token: str) -> int | None:
         """The id of one token's text, None when the vocabulary lacks it."""
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
-    def _id(self, token: str, what: str) -> int:
+    def require_id(self, token: str, what: str) -> int:
+        """The id of a token; `DataError` naming `what` it is when the vocabulary lacks it."""
         token_id = self.token_id(token)
         if token_id is None:
             raise DataError(
@@ -159,7 +240,9 @@ class ChatTokenizer:
                 where="generation_config.json",
                 hint="restore the file of the model's original repository",
             )
+        written = SPECIAL.findall(self.template.source)
         tokens = [files.named.get("eos_token"), *self.family.stop_tokens, *listed]
+        tokens += [token for token in written if token in TURN_ENDS]
         known = [token for token in tokens if token and self.token_id(token) is not None]
         return tuple(dict.fromkeys(known))
 
@@ -208,6 +291,18 @@ def _family(files: TokenizerFiles, tokenizer: Tokenizer, folder: Path) -> Family
 
 def _bos(named: Mapping[str, str], family: Family) -> str | None:
     return None if family.bos_token is None else named.get("bos_token", family.bos_token)
+
+
+def _require_tokens(template: NamedTemplate, tokenizer: Tokenizer) -> None:
+    """A library template may be put on any base; what it writes must be single tokens there."""
+    written = dict.fromkeys(SPECIAL.findall(template.source))
+    missing = [token for token in written if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise DataError(
+            f"the template writes {', '.join(missing)}, which the base's vocabulary lacks",
+            where=f"data.template: {template.name}",
+            hint="alpaca and human-assistant use the base's own end-of-text token and plain words",
+        )
 
 
 def _longest_first(tokens: Sequence[str]) -> list[str]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from fastsft import events
+from fastsft import events, start
 from fastsft.base import Base, resolve
 from fastsft.data import arrays
-from fastsft.data.tokenizer import ChatTokenizer
 from fastsft.engine import checkpoint, load, preflight, settings, sft
+from fastsft.engine.batches import Items
 from fastsft.engine.callbacks import Conductor, copy_sidecars
 from fastsft.engine.checkpoint import Checkpoint
 from fastsft.errors import TrainError
@@ -26,7 +26,7 @@ class Session:
         self.run, self.log, self.recipe = run, log, run.recipe()
         self.manifest = run.manifest()
         self.base: Base = resolve(self.recipe.model)
-        self.tokenizer = ChatTokenizer.load(self.base.folder, family=self.base.family)
+        self.tokenizer = start.tokenizer(self.recipe, self.base, run)
         self.rows, self.held_out = arrays.load(run.tokens_path)
         identity = {key: self.manifest[key] for key in ("identity",)}
         self.conductor = Conductor(run, self.recipe, log, identity)
@@ -66,7 +66,10 @@ class Session:
         return found
 
     def _trainer(self) -> Any:
-        resolved = settings.resolve(self.recipe, load.device(), rows=len(self.rows))
+        device = load.device()
+        batching, budget = settings.batching(self.recipe, device), self.recipe.data.max_tokens
+        train = Items.of(self.rows, batching, budget=budget)
+        resolved = settings.resolve(self.recipe, device, rows=len(train))
         self.log.write(events.Phase(name="load", detail="base model"))
         loaded = load.load(
             self.recipe, resolved, self.base.folder, pad_token=self.tokenizer.pad_token
@@ -75,14 +78,14 @@ class Session:
             self.recipe,
             resolved,
             loaded,
-            self.rows,
-            self.held_out,
+            train,
+            Items(self.held_out),
             pad_id=self.tokenizer.pad_id,
             work=self.run.folder / ".work",
             callbacks=[self.conductor],
         )
         self.conductor.attach(trainer)
-        self.conductor.before_start = lambda: self._preflight(trainer)
+        self.conductor.before_start = lambda: self._preflight(trainer, train)
         self._tell_differences(trainer, resolved)
         return trainer
 
@@ -91,12 +94,6 @@ class Session:
             self.recipe, resolved, str(self.run.folder / ".work")
         )
         differing = sft.differing(trainer, requested)
-        if self.recipe.train.packing and not trainer.args.packing:
-            raise TrainError(
-                "the engine turned packing off",
-                where="train.packing",
-                hint="set train.packing to false",
-            )
         device = _device_name()
         self.run.update_manifest(
             {
@@ -105,6 +102,7 @@ class Session:
                     "dtype": resolved.dtype,
                     "optimizer": resolved.optimizer,
                     "gradient_checkpointing": resolved.gradient_checkpointing,
+                    "batching": resolved.batching,
                     "total_steps": resolved.total_steps,
                     "warmup_steps": resolved.warmup_steps,
                 },
@@ -112,14 +110,16 @@ class Session:
             }
         )
         self.log.write(events.Settings(device=device, differing=differing))
+        if note := settings.batching_note(self.recipe, resolved.device):
+            self.log.write(events.Note(text=note))
 
-    def _preflight(self, trainer: Any) -> None:
+    def _preflight(self, trainer: Any, train: Items) -> None:
         self.log.write(events.Phase(name="preflight"))
         event, notes = preflight.run(
             trainer,
             self.run,
-            self.rows,
-            self.held_out,
+            train,
+            Items(self.held_out),
             keep=self.recipe.train.keep_checkpoints,
             merged=self.base.weight_bytes,
         )
@@ -138,6 +138,8 @@ class Session:
                 if path.name.startswith(("adapter_", "model", "config.json", "generation_config")):
                     shutil.copyfile(path, to / path.name)
             copy_sidecars(self.base.folder, to)
+            if self.run.template_path.is_file():
+                shutil.copyfile(self.run.template_path, to / self.run.template_path.name)
             _name_base(to / "adapter_config.json", self.recipe.model.base)
         shutil.rmtree(self.run.folder / ".work", ignore_errors=True)
         self.log.write(

@@ -5,16 +5,24 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastsft import hardware
+from fastsft.data import pack
 from fastsft.errors import DeviceError, RecipeError
 from fastsft.recipe import Recipe
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+Batching = Literal["packed", "grouped", "padded"]
 
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+
+MIXES = "Unsloth's CPU backend does not keep packed rows apart"
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,14 @@ class Device:
     has_bfloat16: bool
 
 
+def here() -> Device:
+    """The device of this machine, as the driver tells it."""
+    gpu = hardware.gpu()
+    if gpu is None:
+        return Device("cpu", has_bfloat16=False)
+    return Device("cuda", has_bfloat16=float(gpu.compute_capability) >= 8.0)
+
+
 @dataclass(frozen=True)
 class Resolved:
     """The device's answer to each open setting."""
@@ -33,12 +49,13 @@ class Resolved:
     dtype: Dtype
     optimizer: str
     gradient_checkpointing: Literal["unsloth", "standard", "none"]
+    batching: Batching
     total_steps: int
     warmup_steps: int
 
 
 def resolve(recipe: Recipe, device: Device, *, rows: int) -> Resolved:
-    """What each `auto` becomes for `rows` training rows on this device.
+    """What each `auto` becomes on this device, for as many training items as `items` says.
 
     Raises RecipeError for what this device cannot honour.
     """
@@ -49,13 +66,48 @@ def resolve(recipe: Recipe, device: Device, *, rows: int) -> Resolved:
         dtype=_dtype(recipe, device),
         optimizer=_optimizer(recipe, device),
         gradient_checkpointing=_checkpointing(recipe, device),
+        batching=batching(recipe, device),
         total_steps=steps,
         warmup_steps=math.ceil(recipe.train.warmup_share * steps),
     )
 
 
+def batching(recipe: Recipe, device: Device) -> Batching:
+    """How rows become batches, by `train.packing` and what the engine can keep apart here."""
+    if not recipe.train.packing:
+        return "padded"
+    return "packed" if _keeps_apart(recipe, device) else "grouped"
+
+
+def batching_note(recipe: Recipe, device: Device) -> str | None:
+    """What to tell of an `auto` that does not pack."""
+    if batching(recipe, device) != "grouped":
+        return None
+    return f"train.packing: {MIXES}; batches of like lengths instead"
+
+
+def _keeps_apart(recipe: Recipe, device: Device) -> bool:
+    """Whether the documents of a packed sequence do not see each other; the preflight proves it.
+
+    Source: transformers 5.17 `masking_utils.find_packed_sequence_indices`, for every attention
+    and device; Unsloth 2026.10.9 has varlen attention on CUDA only.
+    """
+    return recipe.engine == "reference" or device.kind == "cuda"
+
+
+def items(recipe: Recipe, device: Device, lengths: ArrayLike) -> int:
+    """Training items of an epoch: the rows of these lengths, or the sequences they pack into."""
+    rows = np.asarray(lengths)
+    if batching(recipe, device) != "packed":
+        return len(rows)
+    return len(pack.pack(rows, recipe.data.max_tokens))
+
+
 def total_steps(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of the whole run; a last, smaller batch of an epoch counts as one."""
+    """Optimizer steps of the whole run; a last, smaller batch of an epoch counts as one.
+
+    `rows`: what `items` says, rows or packed sequences.
+    """
     train = recipe.train
     if train.steps is not None:
         return train.steps
@@ -78,8 +130,8 @@ def _refuse(recipe: Recipe, device: Device) -> None:
         return
     if train.optimizer not in ("auto", "adamw"):
         raise _refused("train.optimizer", f"{train.optimizer} needs CUDA", "auto or adamw")
-    if train.packing:
-        raise _refused("train.packing", "no attention kernel keeps rows apart on a CPU", "false")
+    if train.packing is True and not _keeps_apart(recipe, device):
+        raise _refused("train.packing", MIXES, "auto or false, or engine to reference")
     if train.gradient_checkpointing == "unsloth":
         raise _refused("train.gradient_checkpointing", "`unsloth` needs CUDA", "auto")
     if model.dtype == "float16" or (model.dtype == "bfloat16" and recipe.engine == "unsloth"):
@@ -151,11 +203,11 @@ def trainer_arguments(recipe: Recipe, resolved: Resolved, output_dir: str) -> di
         # Unsloth 2026.10.9 sets this to true itself; asked for, so that nothing differs.
         "gradient_checkpointing_kwargs": {"use_reentrant": recipe.engine == "unsloth"},
         "neftune_noise_alpha": train.neftune_alpha,
-        "packing": train.packing,
+        "packing": False,  # ours is done before the trainer sees a row
         "eval_packing": False,
         "padding_free": False,
         "max_length": recipe.data.max_tokens,
-        "dataset_kwargs": {"skip_prepare_dataset": not train.packing},
+        "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
         "completion_only_loss": False,
         "assistant_only_loss": False,
@@ -180,6 +232,7 @@ def trainer_arguments(recipe: Recipe, resolved: Resolved, output_dir: str) -> di
         "torch_compile": False,
         "activation_offloading": False,
         "use_liger_kernel": False,
+        "use_cache": False,
         "ignore_data_skip": False,
         "average_tokens_across_devices": True,
     }

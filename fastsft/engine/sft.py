@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from fastsft.data.arrays import TokenRows
 from fastsft.engine import settings
+from fastsft.engine.batches import REAL, UNTRAINED, Collator, Items, LikeLengths
 from fastsft.engine.load import Loaded, in_float32
 from fastsft.engine.settings import Resolved
 from fastsft.errors import NonFiniteLoss
 from fastsft.meter import Tokens
 from fastsft.recipe import Recipe
-
-UNTRAINED = -100
 
 
 class StepRecord:
@@ -28,7 +26,8 @@ class StepRecord:
 
     def add(self, inputs: dict[str, Any]) -> None:
         """Note a micro-batch; nothing is copied off the device before the step ends."""
-        self._batches.append((inputs["input_ids"], inputs["labels"], inputs.get("attention_mask")))
+        real = inputs.get(REAL, inputs.get("attention_mask"))
+        self._batches.append((inputs["input_ids"], inputs["labels"], real))
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Note a micro-batch's loss."""
@@ -41,10 +40,10 @@ class StepRecord:
     def close(self) -> Tokens:
         """The step's tokens; its rows go into the order hash, and the record is empty again."""
         total = Tokens()
-        for ids, labels, mask in self._batches:  # each [B, T]
+        for ids, labels, counted in self._batches:  # ids, labels [B, T]; counted [B, T] or [B]
             raw = ids.to("cpu", torch.int32).numpy().tobytes()
             self.order_hash = sha256(self.order_hash.encode() + raw).hexdigest()
-            real = ids.numel() if mask is None else int(mask.sum())
+            real = ids.numel() if counted is None else int(counted.sum())
             trained = int((labels[:, 1:] != UNTRAINED).sum())
             total += Tokens(trained=trained, real=real, slots=ids.numel())
         self._batches.clear()
@@ -52,41 +51,12 @@ class StepRecord:
         return total
 
 
-def dataset(rows: TokenRows) -> Any:
-    """The rows as a `datasets.Dataset` of `input_ids` and `labels`."""
-    from datasets import Dataset
-
-    pairs = [rows[index] for index in range(len(rows))]
-    return Dataset.from_dict(
-        {"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]}
-    )
-
-
-class Collator:
-    """Pads rows on the right to the longest of the batch.  Nothing is cut."""
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_id)  # [B, T]
-        labels = torch.full((len(rows), width), UNTRAINED)  # [B, T]
-        mask = torch.zeros((len(rows), width), dtype=torch.long)  # [B, T]
-        for index, row in enumerate(rows):
-            length = len(row["input_ids"])
-            ids[index, :length] = torch.as_tensor(row["input_ids"])
-            labels[index, :length] = torch.as_tensor(row["labels"])
-            mask[index, :length] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
 def build(
     recipe: Recipe,
     resolved: Resolved,
     loaded: Loaded,
-    train: TokenRows,
-    evaluation: TokenRows,
+    train: Items,
+    evaluation: Items,
     *,
     pad_id: int,
     work: Path,
@@ -99,12 +69,15 @@ def build(
     trainer = _trainer_class(recipe, resolved)(
         model=loaded.model,
         args=SFTConfig(**arguments),
-        train_dataset=dataset(train),
-        eval_dataset=dataset(evaluation) if len(evaluation) else None,
-        data_collator=None if recipe.train.packing else Collator(pad_id),
+        train_dataset=train.dataset(),
+        eval_dataset=evaluation.dataset() if len(evaluation) else None,
+        data_collator=Collator(pad_id, tells_lengths=recipe.engine == "unsloth"),
         processing_class=loaded.tokenizer,
         callbacks=list(callbacks),
     )
+    if resolved.batching == "grouped":
+        batch_rows = recipe.train.micro_batch_rows
+        trainer.order = LikeLengths(train.lengths, batch_rows, seed=recipe.train.seed)
     in_float32(trainer.model)
     return trainer
 
@@ -122,14 +95,21 @@ def _trainer_class(recipe: Recipe, resolved: Resolved) -> Any:
 
         record: StepRecord
         save_through: Any = None
+        order: LikeLengths | None = None
 
         def training_step(
             self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> torch.Tensor:
             self.record.add(inputs)
+            inputs.pop(REAL, None)
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
             self.record.add_loss(loss)
             return loss
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            if self.order is not None:
+                return self.order
+            return super()._get_train_sampler(train_dataset)
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             self.save_through(self)

@@ -20,6 +20,7 @@ def test_totals_add_up():
         "train": 3,
         "evaluation": 1,
         "dropped": {"overlength": 1},
+        "changed": {},
         "notes": ["a note"],
     }
 

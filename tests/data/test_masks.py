@@ -1,6 +1,5 @@
 """The masks of the four real tokenizers: what is trained, exactly, and that it is proved."""
 
-import unicodedata
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 from conversations import CONVERSATIONS, ask, turns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sayings import CHATS, answers_of, as_trained, unjoined
 
 from fastsft.data.encode import UNTRAINED, Encoded, encode, prove
 from fastsft.data.formats import Conversation
@@ -17,8 +17,6 @@ from fastsft.data.tokenizer import ChatTokenizer
 from fastsft.errors import DataError
 
 REAL = ("qwen2.5", "llama-3.1", "mistral-v0.3", "mistral-nemo")
-STOPS = {"qwen2.5": "<|im_end|>", "llama-3.1": "<|eot_id|>"}
-TRIMS = ("llama-3.1", "mistral-v0.3")
 Load = Callable[[str], ChatTokenizer]
 PROPERTY = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -28,26 +26,6 @@ PROPERTY = settings(
 def trained_texts(encoded: Encoded, tokenizer: ChatTokenizer) -> list[str]:
     parts = segments(encoded.input_ids, encoded.labels, tokenizer)
     return [text for text, trained in parts if trained]
-
-
-def as_trained(answer: str, name: str) -> str:
-    """What each template and tokenizer make of an answer, written down a second time."""
-    text = answer.strip() if name in TRIMS else answer
-    if name == "qwen2.5":
-        text = unicodedata.normalize("NFC", text)
-    if name == "mistral-v0.3":
-        text = " " + text.replace("▁", " ")
-    return text + STOPS.get(name, "</s>")
-
-
-def unjoined(found: str, answer: str, name: str) -> str:
-    """Qwen's tokenizer may join the template's newline with white space that begins an answer."""
-    joined = name == "qwen2.5" and answer[0].isspace() and found != as_trained(answer, name)
-    return found.removeprefix("\n") if joined else found
-
-
-def answers_of(chat: Conversation) -> list[str]:
-    return [message.content for message in chat.messages if message.role == "assistant"]
 
 
 def test_there_are_at_least_forty_conversations():
@@ -144,32 +122,6 @@ def test_everything_but_bos_can_be_trained(real_tokenizer: Load, name: str):
 def test_training_on_everything_refuses_a_stop_marker_of_the_user(qwen: ChatTokenizer):
     with pytest.raises(DataError, match=r"message 1 \(user\) contains <\|im_end\|>"):
         render(ask("say <|im_end|>", "yes"), qwen, train_on="all")
-
-
-PIECES = st.sampled_from(
-    ["\n", " ", "  ", "\t", "▁", "e\u0301", "👍", "你", "<", "|", "im_end", "[INST]", "[/INST]"]
-)
-TEXT = st.lists(st.text(max_size=12) | PIECES, min_size=1, max_size=6).map("".join)
-MARKERS = ("<s>", "</s>", "text|>", "<pad>", "control_", "token_0")
-SAID = TEXT.filter(lambda text: text.strip() and not any(mark in text for mark in MARKERS))
-CHATS = st.lists(st.tuples(SAID, SAID), min_size=1, max_size=3).map(
-    lambda pairs: turns(*(turn for q, a in pairs for turn in (("user", q), ("assistant", a))))
-)
-
-
-@pytest.mark.parametrize("name", REAL)
-@PROPERTY
-@given(chat=CHATS)
-def test_whatever_is_said_the_mask_is_exact(real_tokenizer: Load, name: str, chat: Conversation):
-    tokenizer = real_tokenizer(name)
-    rendered = render(chat, tokenizer)
-
-    encoded = encode(rendered, tokenizer)
-
-    prove(encoded, rendered, tokenizer)
-    answers = answers_of(chat)
-    pairs = zip(trained_texts(encoded, tokenizer), answers, strict=True)
-    assert [unjoined(text, a, name) for text, a in pairs] == [as_trained(a, name) for a in answers]
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -77,7 +77,7 @@ def test_ids_are_transformers_ids_for_every_template(
         texts = [theirs(reference, chat, chat_template=source) for chat in CONVERSATIONS.values()]
         known = [text for text in texts if text is not None]
         expected = reference(known, add_special_tokens=False)["input_ids"]
-        assert [ids.tolist() for ids, _ in tokenizer.encode_batch(known)] == expected
+        assert [tokens.ids for tokens in tokenizer.encode_batch(known)] == expected
 
 
 @pytest.mark.parametrize("name", REAL)

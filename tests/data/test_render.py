@@ -71,28 +71,28 @@ def test_white_space_before_the_stop_token_is_trained(tmp_path: Path):
         ),
         (
             CHATML.replace("m.content", "m.content | replace('yes', 'no')"),
-            "answer 1 cannot be located in the rendered text",
+            "the chat template changes or leaves out message 2, or depends on it",
             "remove what the template treats specially",
         ),
         (
             CHATML.replace("m.content", "('yes, yes' if m.content == 'yes' else m.content)"),
-            "answer 1 cannot be located in the rendered text",
+            "the chat template changes or leaves out message 2, or depends on it",
             "remove what the template treats specially",
         ),
         (
             CHATML + "{{ messages[-1].content | length if messages | length > 1 }}",
-            "answer 1 cannot be located in the rendered text",
+            "the chat template changes or leaves out message 2, or depends on it",
             "remove what the template treats specially",
         ),
         (
             CHATML.replace("<|im_end|>", "{% if m.content != 'yes' %}<|im_end|>{% endif %}"),
-            "answer 1 cannot be located in the rendered text",
+            "the chat template changes or leaves out message 2, or depends on it",
             "remove what the template treats specially",
         ),
         (
             "{% if messages | length > 2 %}{{ messages | map(attribute='content') | join(', ') }}"
             "{% else %}" + CHATML + "{% endif %}",
-            "no stop token follows answer 1 in the rendered text",
+            "no stop token follows message 2 in the rendered text",
             "the model would never learn to stop",
         ),
         (

@@ -46,9 +46,9 @@ def test_a_real_tokenizer_has_its_tokens_chosen(
 def test_decoding_keeps_a_space_at_the_start(real_tokenizer: Load):
     """Llama's decoder strips one, which would falsify whatever is shown or proved."""
     tokenizer = real_tokenizer("llama-3.1")
-    ((ids, _),) = tokenizer.encode_batch([" yes"])
+    (tokens,) = tokenizer.encode_batch([" yes"])
 
-    assert tokenizer.decode(ids) == " yes"
+    assert tokenizer.decode(tokens.ids) == " yes"
 
 
 def test_truncation_and_padding_saved_in_the_file_do_not_act(tmp_path: Path):
@@ -62,9 +62,9 @@ def test_truncation_and_padding_saved_in_the_file_do_not_act(tmp_path: Path):
     }
     write_json(folder, "tokenizer.json", spec)
 
-    ((ids, offsets),) = ChatTokenizer.load(folder).encode_batch(["abcdef"])
+    (tokens,) = ChatTokenizer.load(folder).encode_batch(["abcdef"])
 
-    assert (len(ids), offsets.tolist()[-1]) == (6, [5, 6])
+    assert (len(tokens.ids), tokens.at(5, 6)) == (6, (5, 6))
 
 
 def test_the_template_file_wins_over_the_config(tmp_path: Path):

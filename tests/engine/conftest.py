@@ -35,8 +35,16 @@ VARIANTS = {
         "eval.share=0.2",
         "eval.every_steps=1",
         "eval.keep_best=true",
-        "train.learning_rate=3e-2",  # too high, so that the best is not the last
+        "train.learning_rate=6e-2",  # too high, so that the best is not the last
         "train.schedule=constant",
+    ),
+    "packed": (
+        "model.quantization=none",
+        "data.max_tokens=256",
+        "train.packing=auto",
+        "train.steps=null",
+        "train.epochs=2",
+        "train.accumulation_steps=1",
     ),
     "short": (
         "model.quantization=none",

@@ -47,6 +47,27 @@ def die_before_result() -> None:
     Session._finish = lambda *_: die()
 
 
+def documents_without_positions() -> None:
+    """Packed batches no longer say where a document begins."""
+    from fastsft.engine.batches import Collator
+
+    packed = Collator._packed
+
+    def without(self: Any, items: Any) -> Any:
+        batch = packed(self, items)
+        del batch["position_ids"]
+        return batch
+
+    Collator._packed = without
+
+
+def cannot_pack() -> None:
+    """The engine cannot keep packed documents apart, as Unsloth's on a CPU."""
+    from fastsft.engine import settings
+
+    settings._keeps_apart = lambda *_: False
+
+
 def nan_loss(step: int) -> None:
     """The loss of a micro-batch of step `step` is NaN."""
     from transformers import Trainer

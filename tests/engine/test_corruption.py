@@ -242,12 +242,12 @@ def test_the_best_of_every_kept_checkpoint_is_kept(
     server: Server, new_run: NewRun, uninterrupted: Digest
 ):
     run = new_run("best")
-    server.train(run, {"die_before_step": {"step": 8}})  # best: 5 until 7 was lower
+    server.train(run, {"die_before_step": {"step": 10}})  # best: 5 until 9 was lower
     kept = [checkpoint.check(path).step for path in checkpoint.candidates(run.checkpoints)]
-    flip(run.checkpoints / "step-000007" / "optimizer.pt")
+    flip(run.checkpoints / "step-000009" / "optimizer.pt")
 
     ended = server.train(run)
 
-    assert kept == [7, 6, 5]
-    assert ended.only(events.Resumed).step == 6
+    assert kept == [9, 8, 5]
+    assert ended.only(events.Resumed).step == 8
     assert server.digest(run) == uninterrupted("best")

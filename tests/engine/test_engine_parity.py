@@ -72,18 +72,28 @@ CASES = {
 }
 
 
+AUTO_PACKING = ("qwen2.5", ("model.quantization=none", "train.packing=auto"))
+"""Not among the cases: the one engine packs, the other does not."""
+
+
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[float]]:
-    """Losses by (case, engine)."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Run]:
+    """Trained runs by (case, engine)."""
     found = {}
     for engine in ("reference", "unsloth"):
         folder = tmp_path_factory.mktemp(engine)
-        runs = {
-            case: make_run(folder, family, engine, *sets) for case, (family, sets) in CASES.items()
+        found |= {
+            (case, engine): make_run(folder, family, engine, *sets)
+            for case, (family, sets) in (CASES | {"auto packing": AUTO_PACKING}).items()
         }
-        train(list(runs.values()))
-        found |= {(case, engine): losses(run) for case, run in runs.items()}
+        train([run for (_, of), run in found.items() if of == engine])
     return found
+
+
+@pytest.fixture(scope="module")
+def curves(runs: dict[tuple[str, str], Run]) -> dict[tuple[str, str], list[float]]:
+    """Losses by (case, engine)."""
+    return {key: losses(run) for key, run in runs.items()}
 
 
 # About ten times the largest relative difference seen: float32 sums in another order.
@@ -107,3 +117,18 @@ def test_four_rows_at_once_and_one_row_four_times_have_the_same_loss(curves, eng
 
     print(f"{engine}: 1 x 4 against 4 x 1 {difference:.2e}")
     assert difference <= 1e-5
+
+
+@pytest.mark.parametrize(("engine", "batching"), [("reference", "packed"), ("unsloth", "grouped")])
+def test_auto_packing_is_what_the_engine_can_keep_apart(runs, engine, batching):
+    run = runs["auto packing", engine]
+    notes = [e.text for e, _ in events.read(run.events_path) if isinstance(e, events.Note)]
+    told = {
+        "packed": "packed documents are kept apart: largest logit difference",
+        "grouped": "train.packing: Unsloth's CPU backend does not keep packed rows apart; "
+        "batches of like lengths instead",
+    }
+
+    assert run.manifest()["resolved"]["batching"] == batching
+    assert any(note.startswith(told[batching]) for note in notes)
+    assert len(losses(run)) == STEPS

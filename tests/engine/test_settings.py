@@ -101,8 +101,8 @@ def test_the_reference_engine_trains_in_bfloat16_on_a_cpu_when_asked():
         (
             {"train": {"packing": True}},
             CPU,
-            "recipe: train.packing: no attention kernel keeps rows apart on a CPU\n"
-            "  hint: set train.packing to false",
+            "recipe: train.packing: Unsloth's CPU backend does not keep packed rows apart\n"
+            "  hint: set train.packing to auto or false, or engine to reference",
         ),
         (
             {"train": {"gradient_checkpointing": "unsloth"}},
@@ -182,6 +182,43 @@ def test_total_steps(
     assert settings.total_steps(wanted, rows) == steps
 
 
+@pytest.mark.parametrize(
+    ("engine", "device", "packing", "becomes"),
+    [
+        ("reference", CPU, True, "packed"),
+        ("reference", CPU, "auto", "packed"),
+        ("reference", AMPERE, True, "packed"),
+        ("reference", CPU, False, "padded"),
+        ("unsloth", AMPERE, True, "packed"),
+        ("unsloth", TURING, "auto", "packed"),
+        ("unsloth", AMPERE, False, "padded"),
+        ("unsloth", CPU, "auto", "grouped"),
+        ("unsloth", CPU, False, "padded"),
+    ],
+)
+def test_how_rows_become_batches(engine: str, device: Device, packing: bool | str, becomes: str):
+    wanted = recipe(engine=engine, train={"packing": packing})
+
+    assert settings.resolve(wanted, device, rows=9).batching == becomes
+    assert (settings.batching_note(wanted, device) is None) is (becomes != "grouped")
+
+
+def test_an_auto_that_does_not_pack_says_why():
+    told = settings.batching_note(recipe(train={"packing": "auto"}), CPU)
+
+    assert told == (
+        "train.packing: Unsloth's CPU backend does not keep packed rows apart; batches of like "
+        "lengths instead"
+    )
+
+
+@pytest.mark.parametrize(("packing", "items"), [(True, 2), ("auto", 2), (False, 4)])
+def test_items_are_rows_or_the_sequences_that_they_pack_into(packing: bool | str, items: int):
+    wanted = recipe(engine="reference", data={"max_tokens": 16}, train={"packing": packing})
+
+    assert settings.items(wanted, CPU, [10, 6, 12, 4]) == items
+
+
 def test_named_steps_are_taken_whatever_the_rows():
     assert settings.resolve(recipe(), CPU, rows=100_000).total_steps == 10
 
@@ -221,7 +258,6 @@ def test_the_trainer_is_told_what_the_recipe_says(monkeypatch):
             "weight_decay": 0.1,
             "max_grad_norm": 0.5,
             "neftune_alpha": 5.0,
-            "packing": True,
             "seed": 7,
             "report_to": ("tensorboard",),
         },
@@ -244,8 +280,6 @@ EXPECTED = {
     "weight_decay": 0.1,
     "max_grad_norm": 0.5,
     "neftune_noise_alpha": 5.0,
-    "packing": True,
-    "dataset_kwargs": {"skip_prepare_dataset": False},
     "max_length": 1024,
     "seed": 7,
     "data_seed": 7,
@@ -268,7 +302,9 @@ def test_nothing_is_reported_to_a_tracker_unless_asked():
         ("logging_nan_inf_filter", False),  # the default logs NaN as 0.0
         ("save_strategy", "no"),  # checkpoints are ours
         ("push_to_hub", False),
+        ("packing", False),  # it is done before the trainer sees a row
         ("padding_free", False),  # None would let Unsloth decide
+        ("use_cache", False),  # with a cache, packed documents see each other
         ("completion_only_loss", False),  # the labels are ours
         ("assistant_only_loss", False),
         ("dataset_kwargs", {"skip_prepare_dataset": True}),
