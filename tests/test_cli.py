@@ -98,7 +98,7 @@ BAD_CALLS = {
     "packing on a CPU": (
         ["train", "tiny-qwen2.5", "--set", "train.packing=true"],
         2,
-        "train.packing: Unsloth's CPU backend does not keep packed rows apart",
+        "train.packing: Unsloth offers no packing on a CPU",
     ),
     "tracker that is not here": (
         ["train", "tiny-qwen2.5", "--set", "train.report_to=[wandb]"],

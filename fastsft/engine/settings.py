@@ -22,7 +22,7 @@ OPTIMIZERS = {
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
 
-MIXES = "Unsloth's CPU backend does not keep packed rows apart"
+MIXES = "Unsloth offers no packing on a CPU"
 
 
 @dataclass(frozen=True)

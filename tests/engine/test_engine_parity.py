@@ -125,7 +125,7 @@ def test_auto_packing_is_what_the_engine_can_keep_apart(runs, engine, batching):
     notes = [e.text for e, _ in events.read(run.events_path) if isinstance(e, events.Note)]
     told = {
         "packed": "packed documents are kept apart: largest logit difference",
-        "grouped": "train.packing: Unsloth's CPU backend does not keep packed rows apart; "
+        "grouped": "train.packing: Unsloth offers no packing on a CPU; "
         "batches of like lengths instead",
     }
 

@@ -101,7 +101,7 @@ def test_the_reference_engine_trains_in_bfloat16_on_a_cpu_when_asked():
         (
             {"train": {"packing": True}},
             CPU,
-            "recipe: train.packing: Unsloth's CPU backend does not keep packed rows apart\n"
+            "recipe: train.packing: Unsloth offers no packing on a CPU\n"
             "  hint: set train.packing to auto or false, or engine to reference",
         ),
         (
@@ -207,7 +207,7 @@ def test_an_auto_that_does_not_pack_says_why():
     told = settings.batching_note(recipe(train={"packing": "auto"}), CPU)
 
     assert told == (
-        "train.packing: Unsloth's CPU backend does not keep packed rows apart; batches of like "
+        "train.packing: Unsloth offers no packing on a CPU; batches of like "
         "lengths instead"
     )
 

@@ -16,7 +16,10 @@ CODE = "from fastsft.cli import main; main()"
 
 @pytest.mark.parametrize(
     ("name", "rows", "shape"),
-    [("medical", "medical_zh.json", "alpaca"), ("service", "service_en.jsonl", "sharegpt")],
+    [
+        ("medical", "medical_zh.json", "alpaca"),
+        pytest.param("service", "service_en.jsonl", "sharegpt", marks=pytest.mark.slow),
+    ],
 )
 def test_a_set_trains_with_replay(tmp_path: Path, name: str, rows: str, shape: str):
     sets = [f"data.replay.path={HERE / 'general.jsonl'}", "train.steps=12", "eval.every_steps=12"]
