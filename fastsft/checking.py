@@ -16,6 +16,8 @@ from fastsft.engine import settings
 from fastsft.errors import RecipeError
 from fastsft.recipe import Recipe
 
+HOPELESS = 100_000
+"""Faulty rows after which reading on would tell nothing new."""
 ONE_EPOCH = {"steps": None, "epochs": 1}
 Lengths = NDArray[np.int64]
 
@@ -41,7 +43,7 @@ def check(
         _show_row(recipe, base, row, json=json)
         return
     with console.row_counter("reading and checking rows") as progress:
-        prepared = start.prepare_rows(recipe, base, progress)
+        prepared = start.prepare_rows(recipe, base, progress, max_faults=HOPELESS)
     report = _with_steps(recipe, prepared, name=request.short_name(name or ""))
     if html is not None:
         _write_page(report, html)

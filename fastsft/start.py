@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,31 +47,30 @@ def prepare_rows(
     name = None if files is None else cache.key(_depends(recipe, base, template), files)
     kept = cache.load(name) if name is not None else None
     if kept is not None:
-        return kept
-    tokens = tokenizer(recipe, base)
+        return _warned(kept, base)
     prepared = prepare.prepare(
         recipe,
-        tokens,
+        tokenizer(recipe, base),
         folder=cache.staging(),
         progress=progress,
         max_faults=max_faults,
-        notes=_untrained(recipe, base, tokens),
     )
     for file, stamp in zip(files or (), before, strict=True):
         if _stamp(file) != stamp:
             raise DataError(
                 "changed while it was read", where=str(file), hint="try again once it is still"
             )
-    return prepared if name is None else cache.keep(name, prepared)
+    return _warned(prepared if name is None else cache.keep(name, prepared), base)
 
 
-def _untrained(recipe: Recipe, base: bases.Base, tokens: ChatTokenizer) -> list[str]:
-    """A warning where the template writes tokens that the base never learnt."""
-    if recipe.method == "pretrain":
-        return []
-    written = tokens.special_tokens()
-    warning = untrained.find(base.folder, written, tokens.stop_ids[0], tokens.base_eos_ids)
-    return [warning] if warning else []
+def _warned(prepared: Prepared, base: bases.Base) -> Prepared:
+    """With a note where the template writes tokens that the base never learnt."""
+    used = prepared.report.template
+    if used is None:
+        return prepared
+    warning = untrained.find(base.folder, used.written, used.stop_id, used.base_stop_ids)
+    notes = (*prepared.report.notes, *([warning] if warning else []))
+    return replace(prepared, report=replace(prepared.report, notes=notes))
 
 
 def _depends(recipe: Recipe, base: bases.Base, template: NamedTemplate | None) -> list[str]:
@@ -80,9 +80,8 @@ def _depends(recipe: Recipe, base: bases.Base, template: NamedTemplate | None) -
         recipe.data.model_dump_json(),
         recipe.eval.model_dump_json(include={"path", "share"}),
         recipe.method,
-        recipe.description,
         model_folder.read(base.folder, given).fingerprint,
-        base.fingerprint,
+        base.family.name,
     ]
 
 

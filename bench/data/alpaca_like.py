@@ -123,7 +123,7 @@ def rows(count: int) -> "list[dict[str, object]]":
 
 
 def _row(random: np.random.Generator) -> dict[str, object]:
-    tokens = int(np.clip(random.lognormal(np.log(MEDIAN_TOKENS), SIGMA), 20, 1800))
+    tokens = int(np.clip(random.lognormal(np.log(MEDIAN_TOKENS), SIGMA), 20, 1400))
     asked = max(6, int(tokens * random.uniform(0.1, 0.5)))
     say = _chinese if random.random() < 0.5 else _english
     turns = (("user", asked), ("assistant", tokens - asked))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from fastsft.data import arrays
+from fastsft.data import arrays, places
 from fastsft.data.ledger import LINES, TOTALS, Ledger
 from fastsft.data.prepare import TOKENS, Prepared
 from fastsft.data.report import Report
@@ -28,13 +28,12 @@ REPORT, SEAL = "report.json", "seal.json"
 KEPT = 8
 """Preparations kept; the least recently used go first."""
 BLOCK_BYTES = 8 * 2**20
-LIBRARIES = ("tokenizers", "jinja2", "numpy", "pyarrow")
+LIBRARIES = ("tokenizers", "tiktoken", "jinja2", "numpy", "pyarrow")
 
 
 def folder() -> Path:
     """Where preparations are kept: fastsft/data in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "fastsft" / "data"
+    return places.cache() / "data"
 
 
 def key(parts: Sequence[str], files: Sequence[Path]) -> str:

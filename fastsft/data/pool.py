@@ -75,6 +75,7 @@ def _begin(settings: Settings) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _stage = Stage(settings)
+    _stage.tokenizer.quicken()
 
 
 def _end_with_parent() -> None:

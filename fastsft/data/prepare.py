@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -60,20 +60,18 @@ def prepare(
     progress: Progress | None = None,
     workers: int | None = None,
     max_faults: int | None = None,
-    notes: Sequence[str] = (),
 ) -> Prepared:
     """The recipe's rows as token arrays in `folder`, each one's mask proved.
 
     Reading ends early at `max_faults` bad rows where the recipe does not skip them.  `progress`
     gets the number of rows done.  `workers` is the number of processes, None for as many as
-    the size of the data deserves.  `notes` go before those on the data.
+    the size of the data deserves.
 
     Raises `DataError` for files that cannot be read; what is wrong with rows is in the report,
     and `Prepared.require` raises it.
     """
     began = time.monotonic()
     job = _Job(recipe, tokenizer, parts(recipe), folder, progress)
-    job.notes += notes
     try:
         return job.run(workers, max_faults, began)
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -72,13 +72,20 @@ class Lengths:
 @dataclass(frozen=True, slots=True)
 class Template:
     """The template that renders the rows; `adds` is text that it writes by itself (a system
-    prompt, a date), empty where it adds none."""
+    prompt, a date), empty where it adds none.
+
+    `written` are the special tokens that it writes, with their ids, `stop_id` the one that ends
+    a turn, `base_stop_ids` those at which the base itself stops.
+    """
 
     name: str
     stop_token: str
     pad_token: str
     bos_token: str | None
     adds: str
+    written: Mapping[str, int] = field(default_factory=dict)
+    stop_id: int = -1
+    base_stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

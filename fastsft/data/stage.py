@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -141,6 +141,8 @@ class Stage:
         for row in rows:
             try:
                 document = formats.to_document(row, task.shape)
+                if not task.is_one_document:
+                    document = replace(document, continues=False)
                 is_first = not task.is_one_document or row.line == 1
                 pieces = self._documents(document, is_first=is_first)
             except BadRow as fault:

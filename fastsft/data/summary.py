@@ -53,11 +53,11 @@ class Facts:
 
 
 def summarise(facts: Facts) -> Report:
-    """The report; steps and batching are left to whoever knows the device."""
+    """The report; its name, steps and batching are left to whoever knows them."""
     gathered, train = facts.gathered, facts.train
     pieces = len(facts.rows.pieces)
     return Report(
-        recipe=facts.recipe.description,
+        recipe="",
         method=facts.recipe.method,
         template=_template(facts) if facts.recipe.method == "sft" else None,
         max_tokens=facts.recipe.data.max_tokens,
@@ -126,6 +126,9 @@ def _template(facts: Facts) -> Template:
         pad_token=tokenizer.pad_token,
         bos_token=tokenizer.bos_token,
         adds=Renderer(tokenizer, system=data.system, date=data.date).added(),
+        written=tokenizer.special_tokens(),
+        stop_id=tokenizer.stop_ids[0],
+        base_stop_ids=tuple(sorted(tokenizer.base_eos_ids)),
     )
 
 

@@ -207,8 +207,7 @@ def test_an_auto_that_does_not_pack_says_why():
     told = settings.batching_note(recipe(train={"packing": "auto"}), CPU)
 
     assert told == (
-        "train.packing: Unsloth offers no packing on a CPU; batches of like "
-        "lengths instead"
+        "train.packing: Unsloth offers no packing on a CPU; batches of like lengths instead"
     )
 
 
