@@ -5,6 +5,7 @@ python bench/data/alpaca_like.py 50000 rows.jsonl
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -116,14 +117,14 @@ CHINESE = (
 )
 
 
-def rows(count: int) -> "list[dict[str, object]]":
+def rows(count: int, *, median_tokens: int = MEDIAN_TOKENS) -> Iterator[dict[str, object]]:
     """Conversations of one question and one answer."""
     random = np.random.default_rng(7)
-    return [_row(random) for _ in range(count)]
+    return (_row(random, median_tokens) for _ in range(count))
 
 
-def _row(random: np.random.Generator) -> dict[str, object]:
-    tokens = int(np.clip(random.lognormal(np.log(MEDIAN_TOKENS), SIGMA), 20, 1400))
+def _row(random: np.random.Generator, median_tokens: int) -> dict[str, object]:
+    tokens = int(np.clip(random.lognormal(np.log(median_tokens), SIGMA), 20, 1400))
     asked = max(6, int(tokens * random.uniform(0.1, 0.5)))
     say = _chinese if random.random() < 0.5 else _english
     turns = (("user", asked), ("assistant", tokens - asked))
@@ -131,18 +132,23 @@ def _row(random: np.random.Generator) -> dict[str, object]:
 
 
 def _english(random: np.random.Generator, tokens: int) -> str:
-    return " ".join(random.choice(ENGLISH, max(1, int(tokens * 0.85)))).capitalize() + "."
+    return " ".join(_picked(random, ENGLISH, max(1, int(tokens * 0.85)))).capitalize() + "."
 
 
 def _chinese(random: np.random.Generator, tokens: int) -> str:
-    letters = "".join(random.choice(list(CHINESE), max(2, int(tokens * 1.3))))
+    letters = "".join(_picked(random, CHINESE, max(2, int(tokens * 1.3))))
     return "，".join(letters[i : i + 12] for i in range(0, len(letters), 12)) + "。"
 
 
-def write(path: Path, count: int) -> None:
+def _picked(random: np.random.Generator, of: Sequence[str], count: int) -> list[str]:
+    return [of[place] for place in random.integers(len(of), size=count).tolist()]
+
+
+def write(path: Path, count: int, *, median_tokens: int = MEDIAN_TOKENS) -> None:
     """The rows as JSONL."""
+    made = rows(count, median_tokens=median_tokens)
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows(count))
+        file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in made)
 
 
 if __name__ == "__main__":

@@ -51,3 +51,29 @@ def test_a_set_trains_with_replay(tmp_path: Path, name: str, rows: str, shape: s
     ledger = json.loads((run.folder / "ledger.json").read_text())
     assert ledger == {**report["totals"]}
     assert ledger["rows_in"] == 260
+
+
+def test_raw_text_trains_in_packed_sequences(tmp_path: Path):
+    (tmp_path / "text").mkdir()
+    for number in range(6):
+        said = "\n".join(f"Line {n} of book {number}: 山高水长 {n * number}." for n in range(12))
+        (tmp_path / "text" / f"{number}.md").write_text(said, "utf-8")
+    sets = ["method=pretrain", "engine=reference", "train.packing=true", "train.steps=3"]
+    words = [word for key in sets for word in ("--set", key)]
+
+    recipe = ["tiny-mistral", "--data", str(tmp_path / "text"), *words]
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, "train", *recipe, "--runs", str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    run = open_run(Path(done.stdout.strip()))
+    said = [event for event, _ in events.read(run.events_path)]
+    steps = [event for event in said if isinstance(event, events.Step)]
+    notes = [event.text for event in said if isinstance(event, events.Note)]
+    assert len(steps) == 3
+    assert steps[-1].loss < steps[0].loss
+    assert any("kept apart" in note for note in notes)
+    assert json.loads((run.folder / "ledger.json").read_text())["train"] == 6
