@@ -21,7 +21,8 @@ from fastsft import (
     start,
 )
 from fastsft.data import sources
-from fastsft.data.prepare import MAX_FAULTS, Prepared
+from fastsft.data.prepare import Prepared
+from fastsft.data.together import MAX_FAULTS
 from fastsft.engine import settings
 from fastsft.errors import ExportError, RecipeError, TrainError
 from fastsft.export.merge import MergeReport, TargetDtype, merge

@@ -14,7 +14,7 @@ import fastsft
 PACKAGE = Path(fastsft.__file__).parent
 
 LINES = [
-    ["fastsft", "errors"],
+    ["fastsft", "errors", "recipe_data"],
     ["events", "recipe", "families", "hardware", "meter"],
     ["recipe_file", "weights"],
     ["run", "reference", "untrained"],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastsft.data import features as flags
 from fastsft.data import minhash
 from fastsft.data.features import Features
-from fastsft.recipe import Action, Checks
+from fastsft.recipe_data import Action, Checks
 
 BOILERPLATE_SHARE, BOILERPLATE_ROWS = 0.02, 10
 """A sentence is boilerplate from this share of the rows on, and from this many rows."""

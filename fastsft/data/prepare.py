@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -16,16 +16,16 @@ from fastsft.data.checks import Finding
 from fastsft.data.formats import Shape, detect
 from fastsft.data.gather import Column, Gathered, Rows
 from fastsft.data.ledger import EVALUATION, Entry, Ledger
-from fastsft.data.report import Fault, Report
+from fastsft.data.report import Report
 from fastsft.data.rows import Batch, DataFile, Row, parse
 from fastsft.data.sources import Part, parts
 from fastsft.data.stage import Settings, Task
+from fastsft.data.together import MAX_FAULTS, together
 from fastsft.data.tokenizer import ChatTokenizer
 from fastsft.errors import BadRow, DataError
 from fastsft.recipe import Recipe, Source
 
 TOKENS = "tokens.safetensors"
-MAX_FAULTS = 20
 
 Progress = Callable[[int], None]
 
@@ -316,15 +316,3 @@ def _shape(batch: Batch, source: Source) -> Shape | None:
 def _fallback(recipe: Recipe) -> Shape:
     """For a batch without a row of any shape, all of which are faults anyway."""
     return "text" if recipe.method == "pretrain" else "messages"
-
-
-def together(faults: Iterable[Fault], count: int, *, is_all: bool = True) -> DataError:
-    """One error for all: the first one's place, a line for each other, every cure once."""
-    first, *others = list(faults)[:MAX_FAULTS]
-    lines = [first.what, *dict.fromkeys(f"{fault.where}: {fault.what}" for fault in others)]
-    if not is_all:
-        lines.append(f"stopped after {count} faulty rows; `fastsft check` shows all of them")
-    elif count > MAX_FAULTS:
-        lines.append(f"and {count - MAX_FAULTS} more faulty rows; `fastsft check` shows all")
-    hints = dict.fromkeys(fault.hint for fault in (first, *others))
-    return DataError("\n".join(lines), where=first.where, hint="\n  hint: ".join(hints))

@@ -111,34 +111,6 @@ def _remember(mark: Path) -> None:
         mark.touch()
 
 
-class QuickTokens:
-    """The tokens of one text: `ids` [T], and where in the text each stands."""
-
-    def __init__(self, text: str, ids: list[int], byte_lengths: NDArray[np.int64]) -> None:
-        self._text = text
-        self.ids = ids
-        self._ends = np.cumsum(byte_lengths[ids])  # [T], in bytes
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the tokens are as long as the text."""
-        return bool(len(self.ids)) and int(self._ends[-1]) == self._bytes_to(len(self._text))
-
-    def at(self, start: int, end: int) -> tuple[int, int]:
-        """The tokens [first, last) that share a character with [start, end) of the text."""
-        first = int(np.searchsorted(self._ends, self._bytes_to(start), side="right"))
-        last = int(np.searchsorted(self._ends, self._bytes_to(end), side="left")) + 1
-        return first, last
-
-    def start(self, token: int) -> int:
-        """The first character of a token."""
-        before = int(self._ends[token - 1]) if token else 0
-        return len(self._text.encode()[:before].decode("utf-8", "ignore"))
-
-    def _bytes_to(self, place: int) -> int:
-        return place if self._text.isascii() else len(self._text[:place].encode())
-
-
 def _pattern(spec: Mapping[str, Any]) -> str | None:
     """The regular expression that splits text, where that and bytes are all there is."""
     steps = spec["pre_tokenizer"] or {}

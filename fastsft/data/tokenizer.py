@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.normalizers import NFC, NFD, NFKC, NFKD
 
 from fastsft import families
 from fastsft.data import folder as model_folder
 from fastsft.data.folder import TokenizerFiles
-from fastsft.data.quick_ids import QuickIds, QuickTokens
+from fastsft.data.quick_ids import QuickIds
 from fastsft.data.template import ChatTemplate
 from fastsft.data.templates import NamedTemplate
+from fastsft.data.tokens import QuickTokens, Tokens
 from fastsft.errors import DataError
 from fastsft.families import Family
 
@@ -43,41 +44,6 @@ class Origin:
     def load(self) -> ChatTokenizer:
         """The tokenizer again."""
         return ChatTokenizer.load(self.folder, family=self.family, template=self.template)
-
-
-class Tokens:
-    """The tokens of one text: `ids` [T], and where in the text each stands."""
-
-    def __init__(self, encoding: Encoding) -> None:
-        self._encoding = encoding
-        self.ids: list[int] = encoding.ids
-
-    def at(self, start: int, end: int) -> tuple[int, int]:
-        """The tokens [first, last) that share a character with [start, end) of the text."""
-        first = self._encoding.char_to_token(start)
-        last = self._encoding.char_to_token(end - 1)
-        if first is None or last is None or self._is_split(last):
-            return self._searched(start, end)
-        return first, last + 1
-
-    def start(self, token: int) -> int:
-        """The first character of a token."""
-        place = self._encoding.token_to_chars(token)
-        return 0 if place is None else int(place[0])
-
-    def _is_split(self, token: int) -> bool:
-        """Whether the next token is another part of the same character."""
-        following = token + 1
-        if following >= len(self.ids):
-            return False
-        here, there = self._encoding.token_to_chars(token), self._encoding.token_to_chars(following)
-        return bool(here is not None and there is not None and there[0] < here[1])
-
-    def _searched(self, start: int, end: int) -> tuple[int, int]:
-        """The same from every token's place: for characters that are part of no token."""
-        offsets = np.array(self._encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        found = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
-        return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
 
 
 @dataclass(frozen=True)

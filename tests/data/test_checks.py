@@ -8,7 +8,7 @@ from planted import CHANGES, chinese, english
 
 from fastsft.data.checks import Finding, find
 from fastsft.data.features import Content, Features
-from fastsft.recipe import Action, Checks
+from fastsft.recipe_data import Action, Checks
 
 ALL: dict[str, Action] = dict.fromkeys(Checks.model_fields, "report")
 ALL["nothing_trained"] = "drop"

@@ -12,8 +12,9 @@ from sayings import TEXT
 from tiny_tokenizer import write_tokenizer
 from tokenizers import Tokenizer
 
-from fastsft.data.quick_ids import QuickIds, QuickTokens
-from fastsft.data.tokenizer import ChatTokenizer, Tokens
+from fastsft.data.quick_ids import QuickIds
+from fastsft.data.tokenizer import ChatTokenizer
+from fastsft.data.tokens import QuickTokens, Tokens
 
 QUICK = ("qwen2.5", "llama-3.1", "mistral-nemo")
 RUNS = st.lists(
