@@ -101,6 +101,8 @@ def _refusals(facts: Facts) -> Iterator[str]:
         )
     if not len(facts.used):
         yield _nothing_left(facts)
+    elif facts.recipe.eval.has_rows and not len(facts.held):
+        yield "no row is left to evaluate on; set eval.share to 0, or give more rows"
 
 
 def _nothing_left(facts: Facts) -> str:

@@ -223,6 +223,17 @@ def test_a_share_of_a_few_rows_still_holds_one_out(tmp_path: Path, tokenizer: Ch
     assert "one row was moved" in found.ledger.notes[0]
 
 
+def test_nothing_to_evaluate_on_is_refused(tmp_path: Path, tokenizer: ChatTokenizer):
+    path = write(tmp_path, row("a"))
+
+    lines = told(prepared(tmp_path, tokenizer, {"path": str(path)}, eval={"share": 0.2}))
+
+    assert lines[0] in (
+        "data: no row is left to evaluate on",
+        "data: no row is left to train on: 1 rows in, none dropped, 1 held out",
+    )
+
+
 def test_evaluation_rows_may_have_their_own_file(tmp_path: Path, tokenizer: ChatTokenizer):
     train = write(tmp_path, row("a"), row("b"))
     held = write(tmp_path, row("c"), name="eval.jsonl")
