@@ -17,8 +17,8 @@ Action = Literal["off", "report", "drop", "error"]
 """What follows from a finding: nothing is looked for, it is told, the rows go, the run does."""
 
 
-class Source(Section):
-    """One source of rows, where there are several."""
+class Place(Section):
+    """Where rows are, and what their columns mean."""
 
     path: NonEmpty = Field(description="File, folder, or Hugging Face dataset id.")
     config: NonEmpty | None = Field(
@@ -33,6 +33,11 @@ class Source(Section):
     columns: dict[NonEmpty, NonEmpty] = Field(
         {}, description="Our key: the source's, where names differ, as `{prompt: question_text}`."
     )
+
+
+class Source(Place):
+    """One source of rows, where there are several."""
+
     weight: float | None = Field(
         None,
         gt=0,
@@ -49,14 +54,9 @@ class Source(Section):
     )
 
 
-class Replay(Section):
+class Replay(Place):
     """General rows mixed in, so that what the base could do is not forgotten."""
 
-    path: NonEmpty = Field(description="File, folder, or Hugging Face dataset id.")
-    config: NonEmpty | None = Field(None, description="As in a source.")
-    split: NonEmpty | None = Field(None, description="As in a source.")
-    revision: NonEmpty | None = Field(None, description="As in a source.")
-    columns: dict[NonEmpty, NonEmpty] = Field({}, description="As in a source.")
     share: float = Field(
         0.1, gt=0, lt=1, description="Their share of the training rows; 0.05 to 0.1 is usual."
     )
