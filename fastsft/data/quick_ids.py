@@ -1,4 +1,4 @@
-"""Encodes text with tiktoken where it provably gives the ids of the model's own tokenizer.
+"""Encodes text with tiktoken where it gives the ids of the model's own tokenizer.
 
 tiktoken makes the same byte-pair merges several times faster, and gives ids alone.  It is taken
 for byte-level vocabularies of a known make only, after both have agreed on probes: every character
@@ -47,6 +47,8 @@ class QuickIds:
         self._nfc = nfc
         self.byte_lengths = byte_lengths  # [V]
 
+    mark: Path
+
     @classmethod
     def of(cls, tokenizer_json: str, reference: Tokenizer) -> QuickIds | None:
         """The quick encoder of a tokenizer, or None where it is of another make or disagrees.
@@ -76,7 +78,9 @@ class QuickIds:
         for text, number in added.items():
             lengths[number] = len(text.encode())
         made = cls(encoding, lengths, nfc=spec["normalizer"] == NFC)
-        mark = _mark(tokenizer_json)
+        mark = made.mark = _mark(tokenizer_json)
+        if _refusal(mark).exists():
+            return None
         if not mark.exists():
             if not made._agrees(reference, list(ranks)):
                 return None
@@ -91,6 +95,10 @@ class QuickIds:
             return None
         return self._encoding.encode(text, allowed_special="all", disallowed_special=())
 
+    def refuse(self) -> None:
+        """Note that it was found to differ, so that it is not taken again."""
+        _remember(_refusal(self.mark))
+
     def _agrees(self, reference: Tokenizer, pieces: Sequence[bytes]) -> bool:
         texts = [text for text in _probes(pieces) if self.encode(text) is not None]
         theirs = reference.encode_batch(texts, add_special_tokens=False)
@@ -103,6 +111,10 @@ def _mark(tokenizer_json: str) -> Path:
     code = Path(__file__).read_bytes()
     digest = sha256(b"".join((versions, code, tokenizer_json.encode("utf-8", "surrogatepass"))))
     return places.cache() / "quick" / digest.hexdigest()
+
+
+def _refusal(mark: Path) -> Path:
+    return mark.with_suffix(".differs")
 
 
 def _remember(mark: Path) -> None:

@@ -129,11 +129,29 @@ class ChatTokenizer:
         self._quick = QuickIds.of(text, self._tokenizer)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens | QuickTokens]:
-        """The tokens of each text; nothing is added."""
+        """The tokens of each text; nothing is added.
+
+        Of those that were encoded quickly the first is encoded by the tokenizer too.
+        """
         quick = [self._quickly(text) for text in texts]
+        self._cross_check(texts, quick)
         rest = [text for text, tokens in zip(texts, quick, strict=True) if tokens is None]
         encoded = iter(self._tokenizer.encode_batch(rest, add_special_tokens=False))
         return [Tokens(next(encoded)) if tokens is None else tokens for tokens in quick]
+
+    def _cross_check(self, texts: Sequence[str], quick: Sequence[QuickTokens | None]) -> None:
+        found = next(((t, q.ids) for t, q in zip(texts, quick, strict=True) if q is not None), None)
+        if found is None or self._quick is None:
+            return
+        (theirs,) = self._tokenizer.encode_batch([found[0]], add_special_tokens=False)
+        if theirs.ids != found[1]:
+            self._quick.refuse()
+            raise DataError(
+                f"tiktoken gives other ids than the model's tokenizer for {found[0][:60]!r}",
+                where=self.template.where,
+                hint="run it again: this is noted, and the tokenizer's own ids will be taken; "
+                "please report it",
+            )
 
     def _quickly(self, text: str) -> QuickTokens | None:
         ids = None if self._quick is None else self._quick.encode(text)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from fastsft.data.quick_ids import QuickIds
 from fastsft.data.tokenizer import ChatTokenizer
 from fastsft.data.tokens import QuickTokens, Tokens
+from fastsft.errors import DataError
 
 QUICK = ("qwen2.5", "llama-3.1", "mistral-nemo")
 RUNS = st.lists(
@@ -131,6 +132,26 @@ def test_what_was_proved_once_is_not_proved_again(
 
     assert tokenizer._quick is not None
     assert probed == []
+
+
+def test_other_ids_are_noticed_refused_and_remembered(
+    tokenizer_folder: Find, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tokenizer = ChatTokenizer.load(tokenizer_folder("mistral-nemo"))
+    tokenizer.quicken()
+    assert tokenizer._quick is not None
+    (good,) = tokenizer.encode_batch(["abcd"])
+    letters = [tokenizer.encode_batch([letter])[0].ids[0] for letter in "abcd"]
+    monkeypatch.setattr(QuickIds, "encode", lambda *_: letters)
+
+    with pytest.raises(DataError, match="tiktoken gives other ids") as caught:
+        tokenizer.encode_batch(["abcd"])
+    tokenizer.quicken()
+
+    assert caught.value.hint.startswith("run it again")
+    assert tokenizer._quick is None
+    assert tokenizer.encode_batch(["abcd"])[0].ids == good.ids != letters
 
 
 def test_a_tiny_tokenizer_is_not_quickened(tmp_path: Path):
