@@ -187,26 +187,6 @@ def _header(sizes: Mapping[str, tuple[str, int, int]], digest: str) -> bytes:
     return room.to_bytes(8, "little") + json.dumps(entries).encode().ljust(room)
 
 
-def save(path: Path, train: TokenRows, evaluation: TokenRows) -> None:
-    """Writes both sides into one file, each with tokens of its own."""
-    writer = Writer(path)
-    try:
-        for side in (train, evaluation):
-            for ids, labels in side:
-                writer.append(ids, labels != UNTRAINED)
-        both = [side.index for side in (train, evaluation)]
-        joined = Index.of(
-            *(
-                np.concatenate([getattr(index, name) for index in both])
-                for name in ("lengths", "row_ids", "trained_lengths")
-            )
-        )
-        first = np.arange(len(train))
-        writer.finish(joined.take(first), joined.take(np.arange(len(train), len(joined))))
-    finally:
-        writer.close()
-
-
 def load(path: Path) -> tuple[TokenRows, TokenRows]:
     """Train and evaluation rows of a token file, which stays mapped: memory is used as rows are.
 

@@ -14,7 +14,6 @@ Measure = Callable[[Conversation], int]
 """Tokens of a conversation, rendered."""
 
 TRIES = 8
-LEAST_CHARS = 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def truncate_prompt(
         if over >= len(tokens.ids):
             return None
         rest = question[tokens.start(over) :].lstrip()
-        if len(rest) < LEAST_CHARS:
+        if not rest:
             return None
         shorter = _with(conversation, number, rest)
         excess = measure(shorter) - max_tokens

@@ -46,10 +46,19 @@ class Prepared:
         Raises `DataError` naming up to 20 faulty rows together, or why nothing is left.
         """
         if self.report.faults and self.report.bad_rows == "error":
-            raise together(self.report.faults[:MAX_FAULTS], len(self.report.faults))
+            raise together(self.report.faults[:MAX_FAULTS], self._faulty)
         if self.report.refused:
             what, _, hint = self.report.refused[0].partition("; ")
             raise DataError(what, where="data", hint=hint or "`fastsft check` shows all of it")
+
+    @property
+    def _faulty(self) -> int:
+        """Rows that cannot be trained on; the report tells the first of them only."""
+        kinds = {fault.reason for fault in self.report.faults}
+        return max(
+            len(self.report.faults),
+            sum(count for reason, count in self.ledger.dropped.items() if reason in kinds),
+        )
 
 
 def prepare(

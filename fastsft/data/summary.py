@@ -73,7 +73,7 @@ def summarise(facts: Facts) -> Report:
         total_steps=0,
         batching=None,
         findings=tuple(_finding(facts, finding) for finding in facts.findings),
-        notes=facts.ledger.notes,
+        notes=(*facts.ledger.notes, *_left_out(len(gathered.faults))),
         faults=tuple(gathered.faults[:MOST_FAULTS]),
         refused=tuple(_refusals(facts)),
         seconds=facts.seconds,
@@ -103,6 +103,14 @@ def _refusals(facts: Facts) -> Iterator[str]:
         yield _nothing_left(facts)
     elif facts.recipe.eval.has_rows and not len(facts.held):
         yield "no row is left to evaluate on; set eval.share to 0, or give more rows"
+
+
+def _left_out(faults: int) -> Iterator[str]:
+    if faults > MOST_FAULTS:
+        yield (
+            f"of {faults:,} faulty rows the first {MOST_FAULTS:,} are told one by one; with "
+            "data.bad_rows skip, ledger.jsonl of the run has all of them"
+        )
 
 
 def _nothing_left(facts: Facts) -> str:

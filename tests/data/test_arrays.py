@@ -1,5 +1,6 @@
 """Token rows in memory and in a file: what goes in comes out, or it is refused."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fastsft.data.arrays import TokenRows, load, save
+from fastsft.data.arrays import TokenRows, Writer, load
 from fastsft.data.encode import Encoded
 from fastsft.errors import DataError
 
@@ -18,6 +19,17 @@ IDS = arrays.arrays(np.int32, st.integers(1, 8), elements=st.integers(0, 99))
 def rows(*lists: list[int]) -> TokenRows:
     made = (np.array(ids, dtype=np.int32) for ids in lists)
     return TokenRows.of((7 + i, Encoded(a, np.where(a > 2, a, -100))) for i, a in enumerate(made))
+
+
+def save(path: Path, train: TokenRows, evaluation: TokenRows) -> None:
+    """Both sides through the writer, row by row."""
+    writer = Writer(path)
+    for ids, labels in [*train, *evaluation]:
+        writer.append(ids, labels != -100)
+    after = dataclasses.replace(
+        evaluation.index, starts=evaluation.index.starts + len(train.input_ids)
+    )
+    writer.finish(train.index, after)
 
 
 def test_a_row_comes_out_as_it_went_in():

@@ -8,6 +8,7 @@ import pytest
 from preparing import ids_of, prepared, reasons, row, write
 from tiny_tokenizer import CHATML, write_tokenizer
 
+from fastsft.data import summary
 from fastsft.data.tokenizer import ChatTokenizer
 from fastsft.errors import DataError, RecipeError
 
@@ -171,6 +172,19 @@ def test_bad_rows_can_be_left_out_and_are_counted(tmp_path: Path, tokenizer: Cha
     found.require()
     assert reasons(found) == [(2, "empty_answer")]
     assert (found.ledger.rows_in, found.ledger.train) == (3, 2)
+
+
+def test_a_report_that_leaves_faults_out_says_so(
+    tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(summary, "MOST_FAULTS", 25)
+    path = write(tmp_path, *[row(answer="")] * 30, row())
+
+    found = prepared(tmp_path, tokenizer, {"path": str(path)})
+
+    assert len(found.report.faults) == 25
+    assert found.report.notes[-1].startswith("of 30 faulty rows the first 25 are told one by one")
+    assert "and 10 more faulty rows; `fastsft check` shows all" in told(found)
 
 
 def test_nothing_left_at_all_is_refused(tmp_path: Path, tokenizer: ChatTokenizer):
