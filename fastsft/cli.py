@@ -87,19 +87,93 @@ def check(
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[str, typer.Option("--to", help="merged: 16-bit safetensors.")] = "merged",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="merged: 16-bit safetensors. merged-4bit: NF4 by bitsandbytes. "
+            "gguf: for llama.cpp and Ollama. gguf-lora: the adapter alone, for the same.",
+        ),
+    ] = "merged",
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            "--quant", metavar="TYPE,…", help="gguf: f32, f16, bf16, q8_0, q4_k_m, q5_k_m, …"
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", help="gguf: importance matrix of llama.cpp's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="base, bfloat16, float16 or float32.")
+        str | None, typer.Option("--dtype", help="merged: base, bfloat16, float16 or float32.")
+    ] = None,
+    max_shard: Annotated[
+        float | None,
+        typer.Option("--max-shard", metavar="GIB", min=0.001, help="merged: largest file."),
+    ] = None,
+    merge_base: Annotated[
+        str | None,
+        typer.Option(
+            "--merge-base",
+            help="stored: the 16-bit base. dequantised: the base as 4-bit training saw it.",
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an older export.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Prove it before calling it done.")
+    ] = True,
 ) -> None:
-    """Merge a finished adapter into its 16-bit base; prints the folder."""
-    from fastsft import commands
+    """Export a finished run and prove that it behaves as trained; prints the folder."""
+    from fastsft import exporting
 
-    commands.export(run, to=to, out=out, dtype=dtype, overwrite=overwrite)
+    exporting.export(
+        run,
+        exporting.Asked(
+            to=to,
+            quants=quant,
+            imatrix=imatrix,
+            out=out,
+            dtype=dtype,
+            max_shard_gib=max_shard,
+            merge_base=merge_base,
+            overwrite=overwrite,
+            check=check,
+        ),
+    )
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="An export's folder, or a file in it.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run, where the export lies outside it.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Prove that an export behaves as trained; exit code 5 if it does not."""
+    from fastsft import exporting
+
+    exporting.verify_export(path, run, as_json=json)
+
+
+@app.command()
+def push(
+    path: Annotated[Path, typer.Argument(help="An export's folder.")],
+    repository: Annotated[str, typer.Argument(help="Such as user/name; HF_TOKEN lets you in.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Upload what did not pass `fastsft verify`.")
+    ] = False,
+) -> None:
+    """Upload an export to the Hugging Face Hub; prints its address."""
+    from fastsft import exporting
+
+    exporting.push_export(path, repository, private=private, unverified=unverified)
 
 
 @app.command()

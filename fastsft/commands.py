@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast, get_args
 
 from fastsft import base as bases
 from fastsft import (
@@ -24,8 +23,7 @@ from fastsft.data import sources
 from fastsft.data.prepare import Prepared
 from fastsft.data.together import MAX_FAULTS
 from fastsft.engine import settings
-from fastsft.errors import ExportError, RecipeError, TrainError
-from fastsft.export.merge import MergeReport, TargetDtype, merge
+from fastsft.errors import RecipeError, TrainError
 from fastsft.recipe import Recipe
 from fastsft.run import Run
 
@@ -128,55 +126,6 @@ def resume(folder: Path, allowed: Sequence[str], *, given: Sequence[object]) -> 
     for part in start.check_unchanged(made, allowed=allowed):
         console.note(f"{part} changed since the run began; allowed")
     finish(made)
-
-
-def export(folder: Path, *, to: str, out: Path | None, dtype: str | None, overwrite: bool) -> None:
-    """Write a finished run's weights, merged."""
-    if to != "merged":
-        raise ExportError(f"{to} is not offered", where="--to", hint="--to merged")
-    if dtype not in (None, *get_args(TargetDtype)):
-        raise ExportError(
-            f"{dtype} is not offered",
-            where="--dtype",
-            hint=f"one of {', '.join(get_args(TargetDtype))}",
-        )
-    report = merged(_finished(folder), out, cast("TargetDtype | None", dtype), overwrite=overwrite)
-    speed = report.bytes_written / max(report.seconds, 1e-9) / 1e9
-    console.note(
-        f"merged {report.merged_tensors} of {report.tensors} tensors, "
-        f"{hardware.gib(report.bytes_written)} in {report.seconds:.1f} s ({speed:.2f} GB/s)"
-    )
-    if report.unchanged_tensors:
-        console.note(f"{report.unchanged_tensors} of them round to the base's own values")
-    console.answer(str(report.out))
-
-
-def merged(
-    made: Run, out: Path | None, dtype: TargetDtype | None, *, overwrite: bool
-) -> MergeReport:
-    """The run's adapter merged onto its 16-bit base."""
-    recipe = made.recipe()
-    base = bases.resolve(recipe.model)
-    if made.manifest()["identity"]["base"] != base.fingerprint:
-        raise ExportError(
-            "the base is not the one that was trained",
-            where=recipe.model.base,
-            hint="put the base's files back as they were; model.revision pins a repository",
-        )
-    tokens = start.tokenizer(recipe, base, made)
-    with console.byte_bar("merging") as progress:
-        return merge(
-            base.folder,
-            made.adapter,
-            out or made.exports / "merged",
-            stop_ids=tokens.stop_ids,
-            pad_id=tokens.pad_id,
-            bos_id=tokens.bos_id,
-            dtype=dtype or recipe.export.dtype,
-            max_shard_bytes=int(recipe.export.max_shard_gib * 2**30),
-            overwrite=overwrite,
-            progress=progress,
-        )
 
 
 def _finished(folder: Path) -> Run:

@@ -64,6 +64,23 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
     out.print(drawn)
 
 
+def checks(rows: Sequence[Sequence[str]]) -> None:
+    """The parity gate's findings: check, file, result, measured, threshold."""
+    columns = ("check", "file", "result", "measured", "wanted")
+    if not err.is_terminal:
+        for row in rows:
+            note("\t".join(row))
+        return
+    colours = {"passed": "green", "failed": "bold red"}
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        drawn.add_column(name, overflow="fold")
+    for check, file, result, measured, wanted in rows:
+        shown = Text(result, style=colours.get(result, "yellow"))
+        drawn.add_row(escape(check), escape(file), shown, escape(measured), escape(wanted))
+    err.print(drawn)
+
+
 def sample(segments: Sequence[tuple[str, bool]], *, where: str) -> None:
     """One row as the model sees it: trained text in green, the rest dim."""
     shown = [(visible(text), is_trained) for text, is_trained in segments]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastsft import __version__, hardware
+from fastsft.export import llamacpp, quantize
 
 State = Literal["ok", "warn", "bad"]
 SYNC = "uv sync"
@@ -18,6 +19,7 @@ LICENCES = {
     "loaded only in the training child",
     "reference": "engine reference (transformers, peft, trl, bitsandbytes): Apache-2.0 and MIT; "
     "never loads Unsloth",
+    "llama.cpp": "llama-cpp-python with llama.cpp: MIT; an extra, loaded only in export's children",
     "fastsft": "fastsft: Apache-2.0",
 }
 
@@ -34,7 +36,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Every finding, in the order in which to read them."""
-    return [_python(), *_packages(), _gpu(), _disk()]
+    return [_python(), *_packages(), _llama_cpp(), _gpu(), _disk()]
 
 
 def _python() -> Finding:
@@ -69,6 +71,20 @@ def _satisfies(version: str, bounds: str) -> bool:
     from packaging.specifiers import SpecifierSet
 
     return SpecifierSet(bounds).contains(version, prereleases=True)
+
+
+def _llama_cpp() -> Finding:
+    """The extra for K-quants and for the gate's look through llama.cpp; f16 and q8_0 need none."""
+    version = llamacpp.installed()
+    if version == llamacpp.VERSION:
+        return Finding(llamacpp.PACKAGE, "ok", version)
+    if version:
+        told = f"{version}, tested with {llamacpp.VERSION}"
+    elif found := quantize.available():
+        told = f"none; {found.program} makes K-quants, GGUF files are checked without llama.cpp"
+    else:
+        told = "none; no K-quants, and GGUF files are checked without llama.cpp"
+    return Finding(llamacpp.PACKAGE, "warn", told, llamacpp.INSTALL)
 
 
 def _gpu() -> Finding:

@@ -167,6 +167,17 @@ class Export(Section):
     max_shard_gib: float = Field(
         4.0, gt=0, le=1024, description="Largest safetensors file, in GiB."
     )
+    quants: tuple[NonEmpty, ...] = Field(
+        ("q4_k_m",),
+        min_length=1,
+        description="Types of the GGUF files: `f32`, `f16`, `bf16`, `q8_0`, or any of llama.cpp's "
+        "such as `q4_k_m`, `q5_k_m`, `q6_k`.",
+    )
+    merge_base: Literal["stored", "dequantised"] = Field(
+        "stored",
+        description="Weights that the adapter is merged onto: the 16-bit ones as `stored`, or "
+        "`dequantised`, as 4-bit training saw them.",
+    )
 
 
 class Recipe(Section):

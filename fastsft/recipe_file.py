@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from io import StringIO
@@ -20,6 +21,8 @@ from ruamel.yaml.events import (
     DocumentStartEvent,
     NodeEvent,
 )
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from fastsft.errors import RecipeError
 from fastsft.recipe import Recipe
@@ -81,8 +84,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def digest(recipe: Recipe) -> str:
-    """SHA-256 over the recipe's values (not its file's layout)."""
-    return sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    """SHA-256 over the values that training depends on (not the file's layout, not `export`)."""
+    values = recipe.model_dump(mode="json", exclude={"export"})
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class _Constructor(SafeConstructor):
@@ -92,9 +96,21 @@ class _Constructor(SafeConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
+class _Representer(SafeRepresenter):
+    """Escapes the line breaks that only YAML 1.1 knows, which plain quotes would fold away."""
+
+    def text(self, value: str) -> ScalarNode:
+        style = '"' if re.search("[\x85\u2028\u2029]", value) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Representer.add_representer(str, _Representer.text)
+
+
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
+    yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     return yaml

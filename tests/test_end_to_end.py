@@ -12,6 +12,7 @@ import pytest
 
 from fastsft import base, events, launch, start
 from fastsft.errors import ExportError, TrainError
+from fastsft.export.trained import opened
 from fastsft.run import Run, locked, open_run
 from fastsft.sampling import Sampler, sampler
 
@@ -197,10 +198,8 @@ def test_export_of_another_base_is_refused(trained, tmp_path: Path):
     run = Run(tmp_path / "run")
     change_base(run)
 
-    from fastsft import commands
-
     with pytest.raises(ExportError, match="the base is not the one that was trained"):
-        commands.merged(run, None, None, overwrite=True)
+        opened(run)
 
 
 def test_export_of_an_unfinished_run_is_refused(trained, tmp_path: Path):

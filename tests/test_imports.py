@@ -21,11 +21,11 @@ LINES = [
     ["data"],
     ["demo"],
     ["base"],
-    ["start", "launch", "request"],
-    ["sampling", "export", "evaluate"],
+    ["start", "launch", "request", "child"],
+    ["sampling", "scoring", "export", "evaluate"],
     ["engine"],
     ["console", "doctor", "report_words", "report_view", "report_html"],
-    ["commands", "checking", "demo.tour"],  # the tour is the verbs, one after the other
+    ["commands", "checking", "exporting", "demo.tour"],  # the tour is the verbs, in turn
     ["cli"],
 ]
 """The rooms from the ground up: a module imports from its own line or from lines above it here."""
@@ -43,7 +43,7 @@ HEAVY = {
     "unsloth_zoo",
     "xformers",
 }
-ENGINE_ROOM = ("engine", "evaluate.generate", "demo.pretrain")
+ENGINE_ROOM = ("engine", "evaluate.generate", "evaluate.score", "demo.pretrain")
 MAY_DRAW = ("console", "report_view", "demo.pretrain")
 LIGHT = (
     "fastsft.base",
@@ -58,7 +58,10 @@ LIGHT = (
     "fastsft.data.show",
     "fastsft.demo.tiny",
     "fastsft.engine.settings",
+    "fastsft.export.make_gguf",
     "fastsft.export.merge",
+    "fastsft.export.verify",
+    "fastsft.exporting",
     "fastsft.launch",
     "fastsft.recipe_file",
     "fastsft.reference",

@@ -1,5 +1,6 @@
 """Recipe files: the shipped ones load, a dump loads back, a broken one is told its faults."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -564,6 +565,15 @@ def recipes(draw: st.DrawFn) -> Recipe:
             tree["train"]["steps"] = 1
         else:
             del tree[section][leaf]
+
+
+@pytest.mark.parametrize("text", ["one\x85two", "\u2028", "a\u2029", "line\nbreak"])
+def test_a_line_break_of_any_kind_comes_back(tmp_path, text):
+    recipe = load(tmp_path, GOOD, [f"data.system={json.dumps(text)}"])
+    path = tmp_path / "again.yaml"
+    path.write_text(recipe_file.dump(recipe), "utf-8")
+
+    assert recipe_file.load(str(path)).data.system == text
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,4 +1,4 @@
-"""The demo: fine-tune the tiny base, score it before and after, merge, compare.  No torch."""
+"""The demo: fine-tune the tiny base, score it before and after, export, compare.  No torch."""
 
 import json
 import time
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastsft import commands, console, recipe_file, sampling
-from fastsft.base import resolve
+from fastsft import commands, console, exporting, recipe_file, sampling
 from fastsft.data.tokenizer import ChatTokenizer
 from fastsft.errors import ExportError, RecipeError
-from fastsft.run import Run
+from fastsft.export import llamacpp, make_gguf, trained
+from fastsft.export.trained import Trained
 
 FOLDER = Path(__file__).parent
 ANSWER_TOKENS = 80
@@ -29,7 +29,7 @@ def demo(runs: Path, engine: str) -> None:
 def run(runs: Path, engine: str) -> dict[str, Any]:
     """What the demo found: exact match before and after, times, places.
 
-    Raises ExportError when the merged model does not answer as the adapter does.
+    Raises ExportError when an export does not answer as the adapter does.
     """
     began = time.monotonic()
     chats, wanted = _heldout()
@@ -49,19 +49,52 @@ def run(runs: Path, engine: str) -> dict[str, Any]:
     with console.spinner("the adapter answers them"), sampling.model(made, base=False) as tuned:
         after = tuned.answers(chats, max_tokens=ANSWER_TOKENS)
     console.note(f"exact match after: {_score(after, wanted)}")
-    report = commands.merged(made, None, None, overwrite=False)
-    same, of = _merged_as_adapter(made, report.out, chats)
-    console.note(f"merged model and adapter, both on the 16-bit base: {same} of {of} answers equal")
+    found = trained.opened(made)
+    expected = _adapter_answers(found, chats)
     return {
         "exact match before": _score(before, wanted),
         "exact match after": _score(after, wanted),
-        "merged as adapter": f"{same} of {of} answers equal",
+        **_exported(found, chats, expected),
         "training": f"{trained_s:.0f} s",
         "all": f"{time.monotonic() - began:.0f} s",
-        "merged": report.out,
+        "exports": made.exports,
         "try": f"fastsft chat {made.folder}",
         "run": made.folder,
     }
+
+
+def _exported(found: Trained, chats: Sequence[Chat], expected: Sequence[str]) -> dict[str, str]:
+    """Each export of the run, and on how many chats it answers as the adapter does."""
+    exporting.export(found.run.folder, exporting.Asked("merged"), answer=False)
+    with (
+        console.spinner("the merged model answers them"),
+        sampling.sampler(found.run.exports / "merged", found.tokenizer) as whole,
+    ):
+        answers = whole.answers(chats, max_tokens=ANSWER_TOKENS)
+    told = {"merged": _same("merged", answers, expected)}
+    quants = ("q8_0", "q4_k_m") if llamacpp.installed() else ("q8_0",)
+    asked = exporting.Asked("gguf", quants=",".join(quants))
+    exporting.export(found.run.folder, asked, answer=False)
+    for quant in quants:
+        file = found.run.exports / "gguf" / make_gguf.file_name(found, quant)
+        told[file.name] = _gguf_told(found.tokenizer, file, chats, expected)
+    return told
+
+
+def _gguf_told(
+    tokenizer: ChatTokenizer, file: Path, chats: Sequence[Chat], expected: Sequence[str]
+) -> str:
+    if not llamacpp.installed():
+        return "written; to see it answer: uv sync --extra gguf, then the demo again"
+    with console.spinner(f"{file.name} answers them"), llamacpp.opened(file) as model:
+        answers = []
+        for chat in chats:
+            prompt = tokenizer.render(chat, add_generation_prompt=True)
+            (ids,) = model.tokenize([prompt], add_special=False)
+            new = model.greedy(ids, max_tokens=ANSWER_TOKENS, stop_ids=tokenizer.stop_ids)
+            kept = [token for token in new if token not in tokenizer.stop_ids]
+            answers.append(tokenizer.decode(kept))
+    return _same(file.name, answers, expected)
 
 
 def _heldout() -> tuple[list[Chat], list[str]]:
@@ -76,23 +109,22 @@ def _score(answers: Sequence[str], wanted: Sequence[str]) -> str:
     return f"{hits} of {len(wanted)} ({hits / len(wanted):.0%})"
 
 
-def _merged_as_adapter(made: Run, merged: Path, chats: Sequence[Chat]) -> tuple[int, int]:
-    """On how many chats the merged weights answer as the adapter on the same 16-bit base does.
+def _adapter_answers(found: Trained, chats: Sequence[Chat]) -> list[str]:
+    """What the adapter answers on the 16-bit base that it is merged onto."""
+    with (
+        console.spinner("the adapter answers them on the 16-bit base"),
+        sampling.sampler(found.base.folder, found.tokenizer, adapter=found.adapter) as adapter,
+    ):
+        return adapter.answers(chats, max_tokens=ANSWER_TOKENS)
 
-    Raises ExportError when they differ on more than a twentieth: rounding turns a rare tie.
+
+def _same(what: str, answers: Sequence[str], expected: Sequence[str]) -> str:
+    """On how many chats an export answers as the adapter does.
+
+    Raises: ExportError when they differ on more than a twentieth: rounding turns a rare tie.
     """
-    base = resolve(made.recipe().model)
-    tokenizer = ChatTokenizer.load(base.folder, family=base.family)
-    with console.spinner("the merged model answers them"):
-        with sampling.sampler(base.folder, tokenizer, adapter=made.adapter) as adapter:
-            expected = adapter.answers(chats, max_tokens=ANSWER_TOKENS)
-        with sampling.sampler(merged, tokenizer) as whole:
-            found = whole.answers(chats, max_tokens=ANSWER_TOKENS)
-    same = sum(one == other for one, other in zip(found, expected, strict=True))
-    if same < 0.95 * len(chats):
-        raise ExportError(
-            f"the merged model answers only {same} of {len(chats)} chats as the adapter does",
-            where=str(merged),
-            hint="please report this with the run folder",
-        )
-    return same, len(chats)
+    same = sum(one == other for one, other in zip(answers, expected, strict=True))
+    told = f"{same} of {len(expected)} answers as the adapter's"
+    if same < 0.95 * len(expected):
+        raise ExportError(f"only {told}", where=what, hint="please report this with the run folder")
+    return told

@@ -33,15 +33,27 @@ class Block:
     a: Doubles | None  # [rank, in], scaled
 
 
-def blocks(output: Output, reader: Reader) -> Iterator[Block]:
-    """The output cut into blocks, in the order of its bytes."""
+@dataclass(frozen=True)
+class Values:
+    """A block's values before the adapter, float32, and after it, float64 where it has a part."""
+
+    base: Floats
+    merged: Doubles | Floats
+
+
+def blocks(output: Output, reader: Reader, *, unit_rows: int = 0) -> Iterator[Block]:
+    """The output cut into blocks, in the order of its bytes.
+
+    Where `unit_rows` is given, each block holds a whole number of such groups of rows.
+    """
     step, a = BLOCK_VALUES, None
+    unit = max(1, output.source.row_length) * max(1, unit_rows)
+    if output.delta or unit_rows:
+        step = max(1, BLOCK_VALUES // unit) * unit
     if output.delta:
-        row = max(1, output.source.row_length)
-        step = max(1, BLOCK_VALUES // row) * row
         a = reader.floats(output.delta.a).reshape(output.delta.a.shape).astype(np.float64)
         a *= output.delta.scale
-    elif output.dtype == output.source.dtype:
+    elif output.dtype == output.source.dtype and not unit_rows:
         step = COPY_BYTES // ITEM_BYTES[output.dtype]
     for first in range(0, output.source.count, step):
         yield Block(output, first, min(step, output.source.count - first), a)
@@ -63,26 +75,36 @@ class Kernel:
         Raises: ExportError when a value does not fit the stored type.
         """
         output = block.output
-        raw = self._scratch.take("raw", block.count * ITEM_BYTES[output.source.dtype], np.uint8)
-        self._reader.read_into(output.source, block.first * ITEM_BYTES[output.source.dtype], raw)
         if output.delta is None and output.dtype == output.source.dtype:
-            return raw
-        wide = self._scratch.take("wide", block.count, np.float32)
-        base = widen(raw, output.source.dtype, wide)
-        values = base if output.delta is None else self._merged(block, output.delta, base)
-        stored = narrow(values, output.dtype, self._scratch)
-        if not all_finite(stored, output.dtype, self._scratch):
-            raise _overflow(output)
+            return self._read(block)
+        values = self.values(block)
+        stored = narrow(values.merged, output.dtype, self.scratch)
+        if not all_finite(stored, output.dtype, self.scratch):
+            raise overflow(output.name, output.dtype)
         if output.delta is not None and output.name not in self.changed:
-            self._compare(output, stored, base)
+            self._compare(output, stored, values.base)
         return stored
 
+    def values(self, block: Block) -> Values:
+        """The block's values, not rounded yet; valid until this thread's next block."""
+        output = block.output
+        wide = self.scratch.take("wide", block.count, np.float32)
+        base = widen(self._read(block), output.source.dtype, wide)
+        return Values(base, self._merged(block, output.delta, base) if output.delta else base)
+
     @property
-    def _scratch(self) -> Scratch:
+    def scratch(self) -> Scratch:
+        """This thread's own arrays."""
         if not hasattr(self._threads, "scratch"):
             self._threads.scratch = Scratch()
         scratch: Scratch = self._threads.scratch
         return scratch
+
+    def _read(self, block: Block) -> Bytes:
+        source = block.output.source
+        raw = self.scratch.take("raw", block.count * ITEM_BYTES[source.dtype], np.uint8)
+        self._reader.read_into(source, block.first * ITEM_BYTES[source.dtype], raw)
+        return raw
 
     def _merged(self, block: Block, delta: Delta, base: Floats) -> Doubles:
         product = self._product(block, delta)
@@ -103,7 +125,7 @@ class Kernel:
         rank, width = block.a.shape
         row, rows = block.first // width, block.count // width
         b = self._reader.floats(delta.b, row * rank, rows * rank).reshape(rows, rank)
-        product = self._scratch.take("product", block.count, np.float64).reshape(rows, width)
+        product = self.scratch.take("product", block.count, np.float64).reshape(rows, width)
         np.matmul(b.astype(np.float64), block.a, out=product)
         return product
 
@@ -126,9 +148,10 @@ class Kernel:
             self.changed.add(output.name)
 
 
-def _overflow(output: Output) -> ExportError:
+def overflow(name: str, dtype: str) -> ExportError:
+    """The error for values that the stored type has no room for."""
     return ExportError(
-        f"{output.name} has values that {output.dtype} cannot hold",
+        f"{name} has values that {dtype} cannot hold",
         where="export",
         hint="export as bfloat16 or float32; if it happens there too, the weights are not finite",
     )

@@ -4,20 +4,16 @@ Needs no torch, no GPU and less than half a GiB of memory.  What a merged weight
 is said in `blocks`; a tensor that the adapter leaves alone is copied byte for byte.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fastsft.errors import ExportError
-from fastsft.export import sidecars
-from fastsft.export.blas import one_blas_thread
+from fastsft.export import sidecars, stream
 from fastsft.export.blocks import Kernel
-from fastsft.export.lora import Adapter, open_adapter
-from fastsft.export.plan import EMBEDDING, HEAD, Plan, plan_outputs
+from fastsft.export.plan import EMBEDDING, Plan, plan
 from fastsft.export.shards import Shard, Writer, split, write_index
 from fastsft.export.staging import (
     copy_file,
@@ -27,7 +23,7 @@ from fastsft.export.staging import (
     staged,
     write_file,
 )
-from fastsft.weights import INDEX, ITEM_BYTES, SINGLE, Checkpoint, Dtype, Reader
+from fastsft.weights import INDEX, SINGLE, Checkpoint, Dtype, Reader
 
 TargetDtype = Literal["base", "bfloat16", "float16", "float32"]
 Progress = Callable[[int, int], None]
@@ -38,7 +34,6 @@ _STORED: dict[TargetDtype, Dtype | None] = {
     "float16": "F16",
     "float32": "F32",
 }
-_MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -68,10 +63,12 @@ def merge(
     dtype: TargetDtype = "base",
     max_shard_bytes: int = 4 * 1024**3,
     overwrite: bool = False,
+    finish: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
 ) -> MergeReport:
     """Writes `adapter` merged into `base` to the folder `out`.
 
+    `finish` may add files to the folder before it appears under its name.
     `progress` is called with the bytes done and in all, on the calling thread.
 
     Raises: ExportError when anything does not fit, before a byte is written where it can be
@@ -83,7 +80,7 @@ def merge(
     with disk_errors(out):
         job = _prepare(base, adapter, dtype, sidecars.Tokens(stop_ids, pad_id, bos_id))
         shards = split(job.plan.outputs, max_shard_bytes)
-        kernel = _write(out, job, shards, progress)
+        kernel = _write(out, job, shards, finish, progress)
     return _report(out, job.plan, kernel, len(shards), time.monotonic() - started)
 
 
@@ -102,52 +99,27 @@ class _Job:
 
 
 def _prepare(base: Path, adapter: Path, dtype: TargetDtype, tokens: sidecars.Tokens) -> _Job:
-    weights, change, stored = _sources(base, adapter, _STORED[dtype])
     config = sidecars.config(base)
-    tied = HEAD not in weights.tensors or config.get("tie_word_embeddings") is True
-    plan = plan_outputs(weights, change, tied=tied, dtype=stored)
-    embedding = weights.tensors.get(EMBEDDING)
-    rows = embedding.shape[0] if embedding else None
+    planned = plan(base, adapter, config, _STORED[dtype])
+    rows = next((o.shape[0] for o in planned.outputs if o.name == EMBEDDING), None)
     texts = {
-        sidecars.CONFIG: sidecars.adapted(config, dtype, untied=plan.untied),
+        sidecars.CONFIG: sidecars.adapted(config, dtype, untied=planned.untied),
         sidecars.GENERATION: sidecars.generation(base, tokens, rows),
     }
     return _Job(
-        plan,
+        planned,
         {name: sidecars.as_json(value) for name, value in texts.items()},
         sidecars.tokenizer(adapter, base),
     )
 
 
-def _sources(
-    base: Path, trained: Path, stored: Dtype | None
-) -> tuple[Checkpoint, Adapter, Dtype | None]:
-    """The weights to start from, what changes them, and the type to store.
-
-    `trained` is an adapter, or the whole model where every weight was trained: then nothing is
-    added to it, and it is stored in the base's type unless another is asked for.
-    """
-    weights = Checkpoint.open(base)
-    if (trained / "adapter_config.json").exists() or not holds_weights(trained):
-        return weights, open_adapter(trained), stored
-    whole = Checkpoint.open(trained)
-    shapes = [{t.name: t.shape for t in one.tensors.values()} for one in (weights, whole)]
-    if shapes[0] != shapes[1]:
-        raise ExportError(
-            "the trained weights are those of another base",
-            where=str(trained),
-            hint="pass the base that was trained",
-        )
-    kept = max((t.dtype for t in weights.tensors.values()), key=list(ITEM_BYTES).index)
-    return whole, Adapter(trained, {}, {}), stored or kept
-
-
-def holds_weights(folder: Path) -> bool:
-    """Whether the folder has a whole model's weights."""
-    return (folder / SINGLE).exists() or (folder / INDEX).exists()
-
-
-def _write(out: Path, job: _Job, shards: Sequence[Shard], progress: Progress | None) -> Kernel:
+def _write(
+    out: Path,
+    job: _Job,
+    shards: Sequence[Shard],
+    finish: Callable[[Path], object] | None,
+    progress: Progress | None,
+) -> Kernel:
     out.parent.mkdir(parents=True, exist_ok=True)
     with staged(out) as staging:
         require_space(out.parent, job.nbytes)
@@ -155,6 +127,8 @@ def _write(out: Path, job: _Job, shards: Sequence[Shard], progress: Progress | N
         write_index(staging, shards)
         _write_sidecars(staging, job)
         _check(staging, job.plan, kernel)
+        if finish:
+            finish(staging)
     return kernel
 
 
@@ -169,20 +143,11 @@ def _write_weights(
         if progress:
             progress(done, total)
 
-    with (
-        Reader() as reader,
-        one_blas_thread() as held,
-        ThreadPoolExecutor(_workers() if held else 1) as pool,
-        ThreadPoolExecutor(1) as syncer,
-    ):
-        writer = Writer(reader, Kernel(reader), pool, syncer, 4 * _workers(), wrote)
+    with Reader() as reader, stream.opened() as threads:
+        writer = Writer(reader, Kernel(reader), threads, wrote)
         for shard in shards:
             writer.write(staging / shard.name, shard.outputs)
     return writer.kernel
-
-
-def _workers() -> int:
-    return min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
 
 
 def _write_sidecars(staging: Path, job: _Job) -> None:

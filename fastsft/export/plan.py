@@ -6,13 +6,16 @@ and neither is the export.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastsft.errors import ExportError
-from fastsft.export.lora import Adapter, Delta
-from fastsft.weights import ITEM_BYTES, Checkpoint, Dtype, Reader, Tensor
+from fastsft.export.lora import CONFIG, Adapter, Delta, open_adapter
+from fastsft.weights import INDEX, ITEM_BYTES, SINGLE, Checkpoint, Dtype, Reader, Tensor
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -51,6 +54,43 @@ class Plan:
         return sum(output.nbytes for output in self.outputs)
 
 
+def plan(base: Path, trained: Path, config: Mapping[str, Any], dtype: Dtype | None) -> Plan:
+    """What `trained` on `base`, whose `config.json` is `config`, gives.
+
+    `trained` is an adapter, or the whole model where every weight was trained: then nothing is
+    added to it, and it is stored in the base's type unless another is asked for.
+
+    Raises: ExportError when the two do not belong together, or one cannot be read.
+    """
+    weights, change, stored = _sources(base, trained, dtype)
+    tied = HEAD not in weights.tensors or config.get("tie_word_embeddings") is True
+    return plan_outputs(weights, change, tied=tied, dtype=stored)
+
+
+def is_whole(trained: Path) -> bool:
+    """Whether the folder holds a whole model's weights, not an adapter."""
+    return not (trained / CONFIG).exists() and any((trained / n).exists() for n in (SINGLE, INDEX))
+
+
+def _sources(
+    base: Path, trained: Path, stored: Dtype | None
+) -> tuple[Checkpoint, Adapter, Dtype | None]:
+    """The weights to start from, what changes them, and the type to store."""
+    weights = Checkpoint.open(base)
+    if not is_whole(trained):
+        return weights, open_adapter(trained), stored
+    whole = Checkpoint.open(trained)
+    shapes = [{t.name: t.shape for t in one.tensors.values()} for one in (weights, whole)]
+    if shapes[0] != shapes[1]:
+        raise ExportError(
+            "the trained weights are those of another base",
+            where=str(trained),
+            hint="pass the base that was trained",
+        )
+    kept = max((t.dtype for t in weights.tensors.values()), key=list(ITEM_BYTES).index)
+    return whole, Adapter(trained, {}, {}), stored or kept
+
+
 def plan_outputs(base: Checkpoint, adapter: Adapter, *, tied: bool, dtype: Dtype | None) -> Plan:
     """What `adapter` on `base` gives; `dtype` None keeps each tensor's own type.
 
@@ -81,10 +121,11 @@ def _is_untied(adapter: Adapter) -> bool:
     embedding, head = adapter.replaced.get(EMBEDDING), adapter.replaced.get(HEAD)
     if embedding is None and head is None:
         return False
-    return embedding is None or head is None or not _equal(embedding, head)
+    return embedding is None or head is None or not equal(embedding, head)
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, whatever types they are stored as."""
     if one.shape != other.shape:
         return False
     with Reader() as reader:

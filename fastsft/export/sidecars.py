@@ -51,7 +51,8 @@ def config(base: Path) -> dict[str, Any]:
 
 def adapted(config: Mapping[str, Any], dtype: str, *, untied: bool) -> dict[str, Any]:
     """The config for weights of `dtype` ("base": as they were), never quantised."""
-    found = {key: value for key, value in config.items() if key != "quantization_config"}
+    dropped = ("quantization_config", "_name_or_path")  # the second is somebody's folder
+    found = {key: value for key, value in config.items() if key not in dropped}
     if dtype != "base":
         keys = [key for key in ("dtype", "torch_dtype") if key in found] or ["torch_dtype"]
         found |= dict.fromkeys(keys, dtype)

@@ -5,7 +5,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,15 +49,18 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` that becomes `out` when the block ends well.
+def staged(out: Path, *, keep: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when the block ends well.
 
+    It is empty but for the files of `out` that are named in `keep`, linked, not copied.
     A block that raises leaves nothing; a killed one leaves `.tmp-…`, which the next removes.
     An `out` that exists is replaced.  A second export to the same place is refused.
     """
     staging = out.parent / f".tmp-{out.name}"
     with _locked(staging, out):
         try:
+            for name in keep:
+                os.link(out / name, staging / name)
             yield staging
             _publish(staging, out)
         except BaseException:

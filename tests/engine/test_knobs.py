@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from test_engine_parity import losses, make_run, train
 
-from fastsft import commands, events
+from fastsft import events
+from fastsft.export import make, trained
 from fastsft.run import Run
 
 KNOBS = {
@@ -47,7 +48,8 @@ def test_a_knob_trains_and_its_result_merges(runs: dict[str, Run], tmp_path: Pat
     assert run.is_finished
     assert all(loss == loss for loss in losses(run))
     assert run.manifest()["requested_versus_effective"] == {}
-    report = commands.merged(run, tmp_path / "merged", None, overwrite=False)
+    order = make.Order(tmp_path / "merged")
+    report = make.merged(trained.opened(run), order, dtype="base", max_shard_bytes=2**30)
     assert report.tensors == 50
 
 

@@ -268,7 +268,7 @@ def test_a_sync_that_fails_fails_the_merge(good, tmp_path, monkeypatch):
     def failing(file: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("fastsft.export.shards._SYNC_BYTES", 1)
+    monkeypatch.setattr("fastsft.export.stream._SYNC_BYTES", 1)
     monkeypatch.setattr(os, "fdatasync", failing)
 
     assert "Input/output error" in refusal(good, tmp_path / "out")

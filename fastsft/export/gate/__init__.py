@@ -1,0 +1,1 @@
+"""The parity gate's checks: structure, text, behaviour.  Each measures; none repairs."""
