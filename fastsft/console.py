@@ -69,7 +69,7 @@ def checks(rows: Sequence[Sequence[str]]) -> None:
     columns = ("check", "file", "result", "measured", "wanted")
     if not err.is_terminal:
         for row in rows:
-            note("\t".join(row))
+            print("\t".join(row), file=sys.stderr)
         return
     colours = {"passed": "green", "failed": "bold red"}
     drawn = Table(box=None, pad_edge=False, header_style="bold")
@@ -131,6 +131,31 @@ def byte_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=err) as progress:
         task = progress.add_task(text, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class Phases:
+    """Shows what is being checked: `say` names it, a call with (done, total) moves its bar."""
+
+    def __init__(self) -> None:
+        columns = ("{task.description}", BarColumn(), "{task.fields[share]}")
+        self._progress = Progress(*columns, console=err, disable=not err.is_terminal)
+        self._task = self._progress.add_task("", total=None, share="")
+
+    def __enter__(self) -> "Phases":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """What begins now; its end is not known yet."""
+        self._progress.reset(self._task, total=None, description=text, share="")
+
+    def __call__(self, done: int, total: int) -> None:
+        """How much of it is done."""
+        share = f"{done / total:.0%}" if total else ""
+        self._progress.update(self._task, completed=done, total=total, share=share)
 
 
 class TrainView:

@@ -47,9 +47,10 @@ def export(folder: Path, asked: Asked, *, answer: bool = True) -> None:
     found = trained.opened(run.open_run(folder))
     order = _order(found, asked, kind)
     with scoring.process() if asked.check else nullcontext() as process:
-        _make(found, order, kind, asked)
+        notes = _make(found, order, kind, asked)
+        _notes(notes)
         if process:
-            _prove(found, order.out, process, as_json=False)
+            _prove(found, order.out, process, told=notes)
             if kind == "merged" and found.is_nf4:
                 _tell_losses(found, order, process)
     if not asked.check:
@@ -62,13 +63,21 @@ def export(folder: Path, asked: Asked, *, answer: bool = True) -> None:
 def _order(found: Trained, asked: Asked, kind: Kind) -> Order:
     out = asked.out or found.run.exports / kind
     merge_base = asked.merge_base or found.recipe.export.merge_base
+    if kind == "gguf-lora":
+        merge_base = "stored"  # nothing is merged
     if merge_base == "dequantised" and not found.is_nf4:
         raise ExportError(
             "the base was not held in 4 bits in training, so there is nothing to dequantise",
             where="--merge-base",
             hint="--merge-base stored",
         )
-    return Order(out.absolute(), asked.overwrite, cast(MergeBase, merge_base), console.byte_bar)
+    return Order(
+        out.absolute(),
+        asked.overwrite,
+        cast(MergeBase, merge_base),
+        bar=console.byte_bar,
+        tell=console.note,
+    )
 
 
 def _refuse_unused(kind: Kind, asked: Asked) -> None:
@@ -104,7 +113,8 @@ def _quants(asked: Asked) -> list[str]:
     return [name.strip().lower() for name in asked.quants.split(",")] if asked.quants else []
 
 
-def _make(found: Trained, order: Order, kind: Kind, asked: Asked) -> None:
+def _make(found: Trained, order: Order, kind: Kind, asked: Asked) -> Sequence[str]:
+    """What the user should know of what was written."""
     settings = found.recipe.export
     match kind:
         case "merged":
@@ -118,13 +128,14 @@ def _make(found: Trained, order: Order, kind: Kind, asked: Asked) -> None:
             made = make_gguf.gguf_files(found, order, quants=quants, imatrix=asked.imatrix)
             report = made.report
             _told("wrote", report.tensors, report.bytes_written, report.seconds)
-            _notes(made.notes)
             for path in made.files.values():
                 console.note(f"{path.name}: {gib(path.stat().st_size)}")
+            return made.notes
         case "gguf-lora":
             report = make_gguf.lora(found, order)
             _told("wrote", report.tensors, report.bytes_written, report.seconds)
-            _notes(report.notes)
+            return report.notes
+    return ()
 
 
 def merged(
@@ -149,17 +160,23 @@ def _notes(notes: Sequence[str]) -> None:
         console.note(f"note: {text}")
 
 
-def _prove(found: Trained, out: Path, process: Process, *, as_json: bool) -> None:
+def _prove(
+    found: Trained,
+    out: Path,
+    process: Process,
+    *,
+    told: Sequence[str] = (),
+    as_json: bool = False,
+) -> None:
     """Check an export, show what was found, and raise where it failed."""
-    with console.byte_bar("checking") as progress:
-        verdict = verify.verify(out, found, process=process, progress=progress)
+    with console.Phases() as phases:
+        verdict = verify.verify(out, found, process=process, say=phases.say, progress=phases)
     if as_json:
         console.as_json(verdict.as_dict())
     else:
         console.checks(verdict.rows())
         console.note(verdict.summary)
-    for text in verdict.notes:
-        console.note(f"note: {text}")
+    _notes([text for text in verdict.notes if text not in told])
     verdict.require()
 
 

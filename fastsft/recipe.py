@@ -240,6 +240,11 @@ class Recipe(Section):
                 "model.double_quant",
                 "Unsloth always double-quantises; leave it true, or set engine to reference",
             ),
+            (
+                self.export.merge_base == "dequantised" and self.model.quantization == "none",
+                "export.merge_base",
+                "the base is not held in 4 bits; leave it at stored",
+            ),
             (len(set(lora.targets)) < len(lora.targets), "lora.targets", "a layer is named twice"),
             (
                 data.path is not None and bool(data.sources),

@@ -88,6 +88,10 @@ def test_the_families_are_those_that_are_known():
             "or set engine to reference",
         ),
         (
+            {"model": {"quantization": "none"}, "export": {"merge_base": "dequantised"}},
+            "export.merge_base: the base is not held in 4 bits; leave it at stored",
+        ),
+        (
             {"lora": {"targets": ("q_proj", "v_proj", "q_proj")}},
             "lora.targets: a layer is named twice",
         ),
@@ -178,6 +182,7 @@ def test_combinations_are_reported_together():
         {"eval": {"share": 0.1, "every_steps": 5, "keep_best": True, "patience": 1}},
         {"eval": {"path": "held_out.jsonl", "every_steps": 5}},
         {"lora": {"targets": ("q_proj",)}},
+        {"export": {"merge_base": "dequantised"}},
     ],
 )
 def test_their_honourable_neighbours_are_taken(sections: dict[str, Any]):

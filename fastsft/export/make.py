@@ -27,14 +27,22 @@ def no_bar(_: str) -> AbstractContextManager[Progress]:
     return nullcontext(lambda done, total: None)
 
 
+def _nobody(_: str) -> None:
+    """Hears nothing."""
+
+
 @dataclass(frozen=True)
 class Order:
-    """Where an export goes, what may be replaced there, and who shows how far it is."""
+    """Where an export goes, what may be replaced there, and who shows how far it is.
+
+    `tell` hears, before anything is written, what each step will take.
+    """
 
     out: Path
     overwrite: bool = False
     merge_base: MergeBase = "stored"
     bar: Bar = no_bar
+    tell: Callable[[str], None] = _nobody
 
 
 def merged(
@@ -45,7 +53,7 @@ def merged(
     Raises: ExportError when it does not fit, before a byte is written.
     """
     refuse_existing(order.out, overwrite=order.overwrite, marks=(record.NAME,))
-    require(order.out, [*base_steps(trained, order), _merge_step(trained, dtype)])
+    require(order, [*base_steps(trained, order), _merge_step(trained, dtype)])
 
     def finish(staging: Path) -> None:
         describe(staging, trained, order, "merged", {path.name: dtype for path in weights(staging)})
@@ -76,7 +84,7 @@ def merged_4bit(trained: Trained, order: Order) -> FourBitReport:
     quantising = Step(
         "quantising to NF4", trained.base.weight_bytes // 2, four_bit.ram_bytes(trained.base.folder)
     )
-    require(order.out, [*base_steps(trained, order), merging, quantising])
+    require(order, [*base_steps(trained, order), merging, quantising])
     order.out.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(order.out), staged(order.out) as staging:
         whole = order.out.parent / f".tmp-{order.out.name}-merged"
@@ -136,11 +144,16 @@ def _merge_step(trained: Trained, dtype: TargetDtype) -> Step:
     return Step("merging", trained.base.weight_bytes * factor, MERGE_RAM)
 
 
-def require(out: Path, steps: list[Step]) -> None:
-    """Raises: ExportError when the steps do not fit the disk of `out` and the memory."""
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        estimate.require(out.parent, steps)
+def require(order: Order, steps: list[Step]) -> None:
+    """Tells what the steps take.
+
+    Raises: ExportError when that does not fit the disk and the memory.
+    """
+    for step in steps:
+        order.tell(str(step))
+    with disk_errors(order.out):
+        order.out.parent.mkdir(parents=True, exist_ok=True)
+        estimate.require(order.out.parent, steps)
 
 
 def weights(folder: Path) -> list[Path]:

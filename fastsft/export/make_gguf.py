@@ -59,7 +59,7 @@ def gguf_files(
     check(quants, imatrix=imatrix)
     direct, quantised = _sorted_out(quants)
     keep = _kept(trained, order, quants)
-    require(order.out, [*base_steps(trained, order), *_steps(trained, direct, quantised)])
+    require(order, [*base_steps(trained, order), *_steps(trained, direct, quantised)])
     with disk_errors(order.out), staged(order.out, keep=keep) as staging:
         with base_of(trained, order) as base:
             report = _write(staging, base, trained, order, direct, needs_source=bool(quantised))
@@ -194,7 +194,7 @@ def lora(trained: Trained, order: Order) -> GgufReport:
     Raises: ExportError when the format cannot say what the adapter does.
     """
     refuse_existing(order.out, overwrite=order.overwrite, marks=(record.NAME,))
-    require(order.out, [Step("writing the adapter", _adapter_bytes(trained), MERGE_RAM)])
+    require(order, [Step("writing the adapter", _adapter_bytes(trained), MERGE_RAM)])
     name = f"{general.model_name(trained)}-lora.gguf"
     with disk_errors(order.out), staged(order.out) as staging:
         report = gguf_lora.write(

@@ -19,9 +19,14 @@ from fastsft.run import write_atomically
 from fastsft.scoring import Process
 
 Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
 
 _CARD = "README.md"
 _SHOWN = 40
+
+
+def _silent(_: str) -> None:
+    """Nobody listens."""
 
 
 def verify(
@@ -29,6 +34,7 @@ def verify(
     trained: Trained,
     *,
     process: Process | None = None,
+    say: Say = _silent,
     progress: Progress | None = None,
 ) -> Verdict:
     """Checks an export against the run that it was made from.
@@ -36,22 +42,24 @@ def verify(
     `process` is one that scores models already; without it one is started when it is needed.
 
     Writes `verify.json`; `UNVERIFIED` goes when every check ran and passed, else it says why.
-    `progress` hears the bytes that were read, done and in all.  What fails is in the verdict:
-    `Verdict.require` raises it.
+    `say` hears what is checked next, `progress` how many bytes of it were read, and of all.
+    What fails is in the verdict: `Verdict.require` raises it.
 
     Raises: ExportError when the folder is no export.
     """
     made = record.read(folder)
     found = [_origin(made, trained)]
+    say("comparing weights")
     with _base(folder, made, trained) as base:
         checked, whole = structure.check(folder, made, base, trained.adapter, progress=progress)
     found.append(checked)
     if made.kind != "gguf-lora":
+        say("comparing token ids")
         known = vocabulary.of(trained) if made.kind == "gguf" else None
         texts = text.Texts(trained, known.covers if known else None)
         found.append(text.check(folder, made, texts, whole))
         found[-1].notes.extend(known.notes if known else ())
-    found.append(_behaviour(folder, made, trained, whole, found, process))
+    found.append(_behaviour(folder, made, trained, whole, found, process, say))
     verdict = Verdict(
         folder=str(folder),
         kind=made.kind,
@@ -98,6 +106,7 @@ def _behaviour(
     whole: frozenset[str],
     before: list[Checks],
     process: Process | None,
+    say: Say,
 ) -> Checks:
     """The models side by side, where nothing is wrong with them already."""
     checks = Checks("behaviour")
@@ -106,6 +115,7 @@ def _behaviour(
         return checks
     names = sorted(whole) if made.kind in ("gguf", "gguf-lora") else [""]
     with nullcontext(process) if process else scoring.process() as scorers:
+        say("the adapter answers")
         try:
             known = behaviour.reference(trained, made, scorers)
         except ExportError as error:
@@ -114,6 +124,7 @@ def _behaviour(
         checks.notes.extend(behaviour.describe(known))
         side = speakers.Side(folder, made, trained, scorers, known.dtype)
         for name in names:
+            say(f"{name or made.kind} answers")
             _ask(side, name, known, checks)
     return checks
 

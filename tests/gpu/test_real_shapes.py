@@ -10,6 +10,9 @@ import pytest
 import synthetic
 
 from fastsft import base, events, launch, recipe_file, start
+from fastsft.export import make_gguf, trained, verify
+from fastsft.export.make import Order
+from fastsft.run import Run
 from fastsft.weights import Checkpoint, Reader
 
 HARNESS = Path(__file__).parent.parent / "engine" / "many_runs.py"
@@ -68,6 +71,18 @@ def test_twenty_steps_under_a_24_gib_cap(tmp_path: Path, family: str):
     assert changed(run.adapter / "adapter_model.safetensors")
     assert "requested_versus_effective" in run.manifest()
     report(run.manifest(), family, steps, peak)
+    if family == "qwen2.5":
+        passes_the_gate(run)
+
+
+def passes_the_gate(run: Run) -> None:
+    """The run exports; every check that can run on this machine passes, the GPU's own too."""
+    out = run.exports / "gguf"
+    found = trained.opened(run)
+    make_gguf.gguf_files(found, Order(out), quants=["q8_0"], imatrix=None)
+    verdict = verify.verify(out, found)
+    print(verdict.summary)
+    verdict.require()
 
 
 def changed(path: Path) -> bool:

@@ -6,6 +6,7 @@ and what each says next is compared: so one early difference does not spoil the 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from fastsft.weights import Floats
 PROMPTS = 8
 PROMPT_TOKENS = 256
 """Longest prompt: all logits of a sequence are held at once, 185 MB over Qwen2.5's 152 000."""
+ROWS_LOOKED_AT = 10_000
 ANSWER_TOKENS = 48
 PATIENCE = 2
 """An export may take so many times as long as the adapter to end its answer."""
@@ -60,22 +62,29 @@ class Reference:
 
 
 def prompts(trained: Trained) -> list[list[int]]:
-    """The beginnings of the run's rows, up to what was trained; held-out rows first."""
-    train, held_out = arrays.load(trained.run.tokens_path)
-    found: dict[tuple[int, ...], None] = {}
-    for rows in (held_out, train):
-        for place in range(len(rows)):
-            found.setdefault(tuple(_prompt(*rows[place])))
-            if len(found) == PROMPTS:
-                return [list(ids) for ids in found]
-    return [list(ids) for ids in found]
+    """The beginnings of the run's rows, up to what was trained; held-out rows first.
+
+    A question that is too long is cut only where too few rows have a shorter one.
+    """
+    whole: dict[tuple[int, ...], None] = {}
+    cut: dict[tuple[int, ...], None] = {}
+    rows = chain.from_iterable(reversed(arrays.load(trained.run.tokens_path)))
+    for ids, labels in islice(rows, ROWS_LOOKED_AT):
+        prompt = _prompt(ids, labels)
+        if len(prompt) <= PROMPT_TOKENS:
+            whole.setdefault(prompt)
+        else:
+            cut.setdefault(prompt[:PROMPT_TOKENS])
+        if len(whole) == PROMPTS:
+            break
+    return [list(ids) for ids in [*whole, *cut][:PROMPTS]]
 
 
-def _prompt(ids: NDArray[np.int32], labels: NDArray[np.int32]) -> list[int]:
+def _prompt(ids: NDArray[np.int32], labels: NDArray[np.int32]) -> tuple[int, ...]:
     """A row's ids up to its first trained token; half of a row that is trained whole."""
     first = int(np.argmax(labels != UNTRAINED))
     end = first if first > 1 else max(1, len(ids) // 2)
-    return [int(token) for token in ids[: min(end, PROMPT_TOKENS)]]
+    return tuple(ids[:end].tolist())
 
 
 def reference(trained: Trained, made: Record, process: Process) -> Reference:
