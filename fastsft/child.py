@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,21 @@ from fastsft.errors import ExportError
 from fastsft.launch import environment, scratch_folder
 
 _MEMORY = "if memory ran out, close other programs; `fastsft doctor` checks the stack"
-_TOLD = 300  # characters of the last line that are worth repeating
+_TOLD = 400  # characters of the last line that are worth repeating
 
 
 @dataclass(frozen=True)
 class Child:
-    """A running child; `scratch` is a folder of its own, gone when it ends."""
+    """A running child; `scratch` is a folder of its own, gone when it ends.
+
+    `who` and `hint` are for the error when it dies: who that was, and what to do about it.
+    """
 
     process: "subprocess.Popen[str]"
     name: str
+    who: str
+    hint: str
     scratch: Path
-    log: Path
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one request.
@@ -32,11 +36,9 @@ class Child:
         Raises: ExportError when the child died; it says of what.
         """
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # a child that is gone is told by the missing answer
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError as error:
-            raise self._died() from error
         return self.read()
 
     def read(self) -> dict[str, Any]:
@@ -47,28 +49,32 @@ class Child:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.endswith("\n"):
-            raise self._died()
+            what = f"{self.who} {died(self.process, self.scratch / _LOG)}"
+            raise ExportError(what, where=self.name, hint=self.hint)
         record: dict[str, Any] = json.loads(line)
         if "error" in record:
             raise ExportError(**record["error"])
         return record
 
-    def _died(self) -> ExportError:
-        code = self.process.wait()
-        told = self.log.read_text("utf-8", errors="replace").strip().splitlines()
-        why = told[-1][:_TOLD] if told else f"exit code {code}, and no word"
-        if code < 0:
-            why = f"it was ended by {signal.Signals(-code).name}"
-        return ExportError(f"the process ended: {why}", where=self.name, hint=_MEMORY)
+
+_LOG = "log"
 
 
 @contextmanager
-def started(module: str, arguments: Sequence[str], *, name: str) -> Iterator[Child]:
-    """A child that runs `module`; it is gone when the block ends.
+def started(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    name: str,
+    who: str = "the process",
+    hint: str = _MEMORY,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Child]:
+    """A child that runs `module`, with `settings` in its environment; gone when the block ends.
 
     It ends by itself when this process dies, once it reads its stdin or writes to its stdout.
     """
-    with scratch_folder() as scratch, (scratch / "log").open("w") as log:
+    with scratch_folder() as scratch, (scratch / _LOG).open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
@@ -76,11 +82,27 @@ def started(module: str, arguments: Sequence[str], *, name: str) -> Iterator[Chi
             stderr=log,
             text=True,
             encoding="utf-8",
-            env=environment(scratch),
+            env={**environment(scratch), **(settings or {})},
             start_new_session=True,
         )
         with process:
             try:
-                yield Child(process, name, scratch, scratch / "log")
+                yield Child(process, name, who, hint, scratch)
             finally:
                 process.kill()
+                _close(process)
+
+
+def died(process: "subprocess.Popen[str]", log: Path) -> str:
+    """How a child ended, and the last line that it printed."""
+    code = process.wait()
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"{how}: {lines[-1].strip()[:_TOLD]}" if lines else f"{how} and no word"
+
+
+def _close(process: "subprocess.Popen[str]") -> None:
+    """Close the child's stdin; what it did not live to read is dropped."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()

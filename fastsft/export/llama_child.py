@@ -1,7 +1,7 @@
 """The llama.cpp child, `python -m fastsft.export.llama_child`: answers about one GGUF file.
 
 One JSON request a line on stdin, one JSON answer a line on stdout: its `do` is a public method of
-`Model`, the rest the arguments; what llama.cpp refuses is answered by `{"error": text}`.  CPU only;
+`Model`, the rest the arguments; what llama.cpp refuses is answered by `{"error": …}`.  CPU only;
 ends with its stdin; never writes a file but the one that a request for logits names.
 """
 
@@ -212,7 +212,13 @@ def _write(out: TextIO, record: dict[str, Any]) -> None:
     out.flush()
 
 
-def _serve(model: Model, out: TextIO) -> None:
+def _refusal(error: Exception, path: Path) -> dict[str, Any]:
+    """What `fastsft.child` raises as an ExportError."""
+    hint = "if the file was changed or cut since it was written, export it again"
+    return {"error": {"what": str(error), "where": path.name, "hint": hint}}
+
+
+def _serve(model: Model, path: Path, out: TextIO) -> None:
     methods: dict[str, Callable[..., Any]] = {
         "describe": model.describe,
         "tokenize": model.tokenize,
@@ -225,7 +231,7 @@ def _serve(model: Model, out: TextIO) -> None:
         try:
             _write(out, {"answer": methods[request.pop("do")](**request)})
         except (Refused, OSError, UnicodeError) as error:
-            _write(out, {"error": str(error)})
+            _write(out, _refusal(error, path))
 
 
 def main() -> None:
@@ -243,10 +249,10 @@ def main() -> None:
         if asked.context:
             model.open_context(asked.context, asked.lora)
     except Refused as error:
-        _write(out, {"error": str(error)})
+        _write(out, _refusal(error, asked.model))
         return
     _write(out, {"answer": None})
-    _serve(model, out)
+    _serve(model, asked.model, out)
 
 
 if __name__ == "__main__":

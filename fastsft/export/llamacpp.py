@@ -1,12 +1,8 @@
 """Asks llama.cpp about a GGUF, in a child process.  Never loads llama.cpp itself, nor a GPU."""
 
 import importlib.metadata
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -15,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastsft.child import Child, started
 from fastsft.errors import ExportError
-from fastsft.launch import environment, scratch_folder
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
@@ -29,8 +25,13 @@ INSTALL = (
 """What to type to get llama-cpp-python.  Built for this very machine it crashes where it has AMX
 (ggml-org/llama.cpp#20824), so it is built for any x86-64 with AVX2."""
 
-TOLD = 400
-"""Characters of llama.cpp's last words that an error repeats."""
+SETTINGS = {"GGML_NO_BACKTRACE": "1"}
+"""Environment of a child with llama.cpp: a crash says its assertion last, not a stack."""
+
+_DAMAGED = (
+    "the file may be damaged or too large for the memory: export it again, or reinstall "
+    "llama-cpp-python if every file does this"
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,7 @@ class LlamaModel:
     Every method raises ExportError with llama.cpp's own words when it refuses or crashes.
     """
 
-    child: "subprocess.Popen[str]"
-    path: Path
-    scratch: Path
+    child: Child
     _numbers: "count[int]" = field(default_factory=count)
 
     def describe(self) -> Description:
@@ -81,7 +80,7 @@ class LlamaModel:
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after each token of one sequence, [T, V]; no BOS is added."""
-        out = self.scratch / f"logits-{next(self._numbers)}.f32"
+        out = self.child.scratch / f"logits-{next(self._numbers)}.f32"
         try:
             self._ask("logits", ids=list(ids), out=str(out))
             return np.fromfile(out, dtype=np.float32).reshape(len(ids), -1)
@@ -96,30 +95,7 @@ class LlamaModel:
         return found
 
     def _ask(self, do: str, **arguments: Any) -> Any:
-        assert self.child.stdin is not None
-        with suppress(BrokenPipeError):  # a child that is gone is told by the missing answer
-            self.child.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self.child.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self.child.stdout is not None
-        line = self.child.stdout.readline()
-        if not line:
-            raise ExportError(
-                f"llama.cpp {died(self.child, self.scratch / 'log')}",
-                where=self.path.name,
-                hint="the file may be damaged or too large for the memory: export it again, or "
-                "reinstall llama-cpp-python if every file does this",
-            )
-        record: dict[str, Any] = json.loads(line)
-        if "error" in record:
-            raise ExportError(
-                str(record["error"]),
-                where=self.path.name,
-                hint="if the file was changed or cut since it was written, export it again",
-            )
-        return record["answer"]
+        return self.child.ask({"do": do, **arguments})["answer"]
 
 
 def installed() -> str | None:
@@ -140,35 +116,18 @@ def opened(
     Raises: ExportError where llama-cpp-python is missing or does not load the file.
     """
     require(model, *([lora] if lora else []))
-    command = [sys.executable, "-m", "fastsft.export.llama_child", str(model)]
-    command += ["--lora", str(lora)] if lora else []
-    command += [] if vocab_only else ["--context", str(context)]
-    with scratch_folder() as scratch, (scratch / "log").open("w") as log:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            encoding="utf-8",
-            env=llama_environment(scratch),
-            start_new_session=True,
-        )
-        with child:
-            try:
-                found = LlamaModel(child, model, scratch)
-                found._answer()
-                yield found
-            finally:
-                child.kill()
-                _close(child)
-
-
-def _close(child: "subprocess.Popen[str]") -> None:
-    """Close the child's stdin; what it did not live to read is dropped."""
-    assert child.stdin is not None
-    with suppress(BrokenPipeError):
-        child.stdin.close()
+    arguments = [str(model), *(["--lora", str(lora)] if lora else [])]
+    arguments += [] if vocab_only else ["--context", str(context)]
+    with started(
+        "fastsft.export.llama_child",
+        arguments,
+        name=model.name,
+        who="llama.cpp",
+        hint=_DAMAGED,
+        settings=SETTINGS,
+    ) as child:
+        child.read()
+        yield LlamaModel(child)
 
 
 def require(*files: Path) -> None:
@@ -178,16 +137,3 @@ def require(*files: Path) -> None:
     for path in files:
         if not path.is_file():
             raise ExportError("no such file", where=str(path), hint="name a GGUF file")
-
-
-def llama_environment(scratch: Path) -> dict[str, str]:
-    """A child's environment; a crash says its assertion last, not a stack."""
-    return {**environment(scratch), "GGML_NO_BACKTRACE": "1"}
-
-
-def died(child: "subprocess.Popen[str]", log: Path) -> str:
-    """How a child ended, and the last line that it printed."""
-    code = child.wait()
-    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return f"{how}: {lines[-1].strip()[:TOLD]}" if lines else f"{how} and no word"

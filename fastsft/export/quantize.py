@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsft.child import died
 from fastsft.errors import ExportError
 from fastsft.export import gguf_index, imatrix, llamacpp
 from fastsft.export.gguf_index import Index
 from fastsft.export.quant_types import TYPES, estimate, named
-from fastsft.launch import scratch_folder
+from fastsft.launch import environment, scratch_folder
 from fastsft.run import sync_folder
 
 __all__ = [
@@ -177,7 +178,7 @@ def _child(job: _Job, scratch: Path, log: Path) -> "Iterator[subprocess.Popen[st
             stdout=opened,
             stderr=subprocess.STDOUT,
             text=True,
-            env=llamacpp.llama_environment(scratch),
+            env={**environment(scratch), **llamacpp.SETTINGS},
             start_new_session=True,
         )
     with child:
@@ -202,7 +203,7 @@ def _failed(job: _Job, child: "subprocess.Popen[str]", log: Path) -> ExportError
             hint="free space there, or pass --out on another disk",
         )
     return ExportError(
-        f"quantising to {job.name} with {job.quantizer.name} {llamacpp.died(child, log)}",
+        f"quantising to {job.name} with {job.quantizer.name} {died(child, log)}",
         where=job.source.name,
         hint="if it ran out of memory, close other programs; q8_0 needs no llama.cpp",
     )

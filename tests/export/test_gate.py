@@ -94,6 +94,7 @@ def known(found: Trained, written: Path, scoring_process: scoring.Process) -> be
     return behaviour.reference(found, record.read(written), scoring_process)
 
 
+@pytest.mark.slow  # test_exporting sees a pass each day; this one says what is in it
 def test_an_honest_export_passes_and_loses_its_mark(found, scoring_process, out, llama_cpp):
     verdict = verify.verify(out, found, process=scoring_process)
 

@@ -53,6 +53,7 @@ def test_a_set_trains_with_replay(tmp_path: Path, name: str, rows: str, shape: s
     assert ledger["rows_in"] == 260
 
 
+@pytest.mark.slow
 def test_raw_text_trains_in_packed_sequences(tmp_path: Path):
     (tmp_path / "text").mkdir()
     for number in range(6):
