@@ -133,7 +133,7 @@ def test_a_file_cut_short_is_refused_in_llama_cpps_words(path: Path, tmp_path: P
 def test_a_crash_is_an_error_that_says_how_the_process_ended(path: Path):
     with pytest.raises(ExportError, match="ended by SIGSEGV"), llamacpp.opened(path) as opened:
         os.kill(opened.child.process.pid, signal.SIGSEGV)
-        opened.child.wait()
+        opened.child.process.wait()
         opened.logits([1])
 
 
