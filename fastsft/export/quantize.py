@@ -69,7 +69,7 @@ def find() -> Quantizer:
     raise ExportError(
         f"K-quants are made by llama.cpp: neither {llamacpp.PACKAGE} nor {PROGRAM} is here",
         where="export",
-        hint=f"{llamacpp.INSTALL}; or put a {PROGRAM} on PATH; q8_0, f16, bf16 and f32 need "
+        hint=f"{llamacpp.INSTALL}; or put a {PROGRAM} on PATH; or --quant q8_0, which needs "
         "neither",
     )
 

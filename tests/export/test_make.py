@@ -102,6 +102,7 @@ def test_k_quants_without_llama_cpp_say_what_to_type(found, tmp_path, monkeypatc
 
     assert "uv sync --extra gguf" in told
     assert "pip install llama-cpp-python==" in told
+    assert "or --quant q8_0, which needs neither" in told
     assert list(tmp_path.iterdir()) == []
 
 
