@@ -101,7 +101,12 @@ class Process:
     def opened(
         self, model: Path, *, adapter: Path | None = None, nf4: Nf4 | None = None, dtype: Dtype
     ) -> Iterator[Scorer]:
-        """As `opened` below; the model is let go when the block ends."""
+        """A model folder, with an adapter on it if given, held in `dtype`; let go at the end.
+
+        A folder that is stored in 4 bits keeps them; `dtype` is then what it computes in.
+
+        Raises: ExportError when it fits neither the GPU nor the memory, or cannot be loaded.
+        """
         needed = bytes_needed(model, dtype, adapter=adapter, nf4=nf4)
         device = place(needed)
         if device is None:
@@ -133,20 +138,6 @@ def process() -> Iterator[Process]:
     """A child without a model yet; gone when the block ends."""
     with started("fastsft.evaluate.score", [], name="scoring") as child:
         yield Process(child)
-
-
-@contextmanager
-def opened(
-    model: Path, *, adapter: Path | None = None, nf4: Nf4 | None = None, dtype: Dtype
-) -> Iterator[Scorer]:
-    """A model folder, with an adapter on it if given, held in `dtype`; gone when the block ends.
-
-    A folder that is stored in 4 bits keeps them; `dtype` is then what it computes in.
-
-    Raises: ExportError when it fits neither the GPU nor the memory, or cannot be loaded.
-    """
-    with process() as alone, alone.opened(model, adapter=adapter, nf4=nf4, dtype=dtype) as scorer:
-        yield scorer
 
 
 def bytes_needed(

@@ -1,7 +1,7 @@
 """Makes the GGUF files of a finished run, with Modelfile, card and record.  Verifies nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +28,7 @@ from fastsft.export.make import (
     describe,
     require,
 )
+from fastsft.export.ollama import Modelfile
 from fastsft.export.staging import disk_errors, refuse_existing, staged, write_file
 from fastsft.export.trained import Trained
 from fastsft.weights import Checkpoint
@@ -59,11 +60,23 @@ def gguf_files(
     check(quants, imatrix=imatrix)
     direct, quantised = _sorted_out(quants)
     keep = _kept(trained, order, quants)
+    words = vocabulary.of(trained)
+    modelfile = ollama.modelfile(trained, gguf_name=file_name(trained, quants[0]))
     require(order, [*base_steps(trained, order), *_steps(trained, direct, quantised)])
     with disk_errors(order.out), staged(order.out, keep=keep) as staging:
-        with base_of(trained, order) as base:
-            report = _write(staging, base, trained, order, direct, needs_source=bool(quantised))
-        notes = [*report.notes]
+        targets = {name: staging / file_name(trained, name) for name in direct}
+        if quantised:
+            targets["f16"] = _source(staging, trained, direct)
+        with base_of(trained, order) as base, order.bar("writing") as progress:
+            report = gguf.write(
+                base,
+                trained.adapter,
+                targets,
+                vocabulary=words,
+                general=general.fields(trained, kind="model"),
+                progress=progress,
+            )
+        notes = [*report.notes, *words.notes, *_told(modelfile)]
         source = _source(staging, trained, direct)
         for name in quantised:
             with order.bar(f"quantising to {name}") as progress:
@@ -72,7 +85,7 @@ def gguf_files(
                 notes += [f"{name}: {note}" for note in told]
         if "f16" not in direct:
             source.unlink(missing_ok=True)
-        notes += _finish(staging, trained, order, quants)
+        _finish(staging, trained, order, quants, modelfile)
     files = {name: order.out / file_name(trained, name) for name in quants}
     return GgufMade(order.out, files, report, tuple(notes))
 
@@ -146,46 +159,24 @@ def _steps(trained: Trained, direct: Sequence[FileType], quantised: Sequence[str
     ]
 
 
-def _write(
-    staging: Path,
-    base: Path,
-    trained: Trained,
-    order: Order,
-    direct: Sequence[FileType],
-    *,
-    needs_source: bool,
-) -> GgufReport:
-    targets = {name: staging / file_name(trained, name) for name in direct}
-    if needs_source:
-        targets["f16"] = _source(staging, trained, direct)
-    with order.bar("writing") as progress:
-        return gguf.write(
-            base,
-            trained.adapter,
-            targets,
-            vocabulary=vocabulary.of(trained),
-            general=general.fields(trained, kind="model"),
-            progress=progress,
-        )
-
-
 def _source(staging: Path, trained: Trained, direct: Sequence[FileType]) -> Path:
     """The f16 file that llama.cpp quantises; a passing one where f16 was not asked for."""
     return staging / (file_name(trained, "f16") if "f16" in direct else ".source-f16.gguf")
 
 
 def _finish(
-    staging: Path, trained: Trained, order: Order, quants: Sequence[str]
-) -> tuple[str, ...]:
-    """Everything beside the weights; what the user should know of it."""
+    staging: Path, trained: Trained, order: Order, quants: Sequence[str], modelfile: Modelfile
+) -> None:
+    """Writes everything beside the weights."""
     known = record.read(staging).files if (staging / record.NAME).exists() else {}
     kinds = {name: file.type for name, file in known.items()}
     kinds |= {file_name(trained, quant): quant for quant in quants}
-    made = ollama.modelfile(trained, gguf_name=file_name(trained, quants[0]))
-    (staging / ollama.NAME).unlink(missing_ok=True)
-    write_file(staging / ollama.NAME, made.text.encode())
+    write_file(staging / ollama.NAME, modelfile.text.encode())
     describe(staging, trained, order, "gguf", kinds)
-    return (*vocabulary.of(trained).notes, *(f"Ollama: {note}" for note in made.notes))
+
+
+def _told(modelfile: Modelfile) -> tuple[str, ...]:
+    return tuple(f"Ollama: {note}" for note in modelfile.notes)
 
 
 def lora(trained: Trained, order: Order) -> GgufReport:
@@ -196,6 +187,7 @@ def lora(trained: Trained, order: Order) -> GgufReport:
     refuse_existing(order.out, overwrite=order.overwrite, marks=(record.NAME,))
     require(order, [Step("writing the adapter", _adapter_bytes(trained), MERGE_RAM)])
     name = f"{general.model_name(trained)}-lora.gguf"
+    modelfile = ollama.modelfile(trained, gguf_name="BASE.gguf", adapter_name=name)
     with disk_errors(order.out), staged(order.out) as staging:
         report = gguf_lora.write(
             trained.base.folder,
@@ -203,10 +195,9 @@ def lora(trained: Trained, order: Order) -> GgufReport:
             staging / name,
             general=general.fields(trained, kind="adapter"),
         )
-        made = ollama.modelfile(trained, gguf_name="BASE.gguf", adapter_name=name)
-        write_file(staging / ollama.NAME, made.text.encode())
+        write_file(staging / ollama.NAME, modelfile.text.encode())
         describe(staging, trained, order, "gguf-lora", {name: "lora"})
-    return report
+    return replace(report, notes=(*report.notes, *_told(modelfile)))
 
 
 def _adapter_bytes(trained: Trained) -> int:

@@ -94,6 +94,19 @@ def test_a_type_that_nobody_has_is_refused_with_the_nearest(found, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_template_that_ollama_cannot_have_is_refused_before_anything_is_written(
+    found, tmp_path, monkeypatch
+):
+    def refused(*_: object, **__: object) -> None:
+        raise ExportError("cannot be said", where="Modelfile", hint="serve it with llama.cpp")
+
+    monkeypatch.setattr(make_gguf.ollama, "modelfile", refused)
+    monkeypatch.setattr(make_gguf.gguf, "write", lambda *_, **__: pytest.fail("it was written"))
+
+    assert "cannot be said" in refusal(found, tmp_path / "gguf", "q8_0")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_k_quants_without_llama_cpp_say_what_to_type(found, tmp_path, monkeypatch):
     monkeypatch.setattr(llamacpp, "installed", lambda: None)
     monkeypatch.setenv("PATH", "")

@@ -105,7 +105,7 @@ def reference(trained: Trained, made: Record, process: Process) -> Reference:
 
 
 def _dtype(needed: int) -> scoring.Dtype:
-    """float32 where that many bytes fit, else bfloat16, which `scoring.opened` checks again."""
+    """float32 where that many bytes fit, else bfloat16, which `Process.opened` checks again."""
     return "float32" if scoring.place(needed) else "bfloat16"
 
 

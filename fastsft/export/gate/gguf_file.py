@@ -49,12 +49,6 @@ class GgufTensor:
         return math.prod(self.shape[1:])
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        values, nbytes = GGML_QUANT_SIZES[self.type]
-        return self.width * nbytes // values
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all rows; a vector may hold blocks that a row of one value does not."""
         values, nbytes = GGML_QUANT_SIZES[self.type]
