@@ -1,9 +1,10 @@
 """The recipe: a complete, frozen, typed value that says what a run does.  Reads no file."""
 
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from fastsft.errors import RecipeError
 from fastsft.recipe_data import Checks as Checks
 from fastsft.recipe_data import Data as Data
 from fastsft.recipe_data import NonEmpty, Section
@@ -14,6 +15,9 @@ Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 ALL_LINEAR: tuple[Linear, ...] = get_args(Linear)
 """All seven linear layers of a block: adapting every one is what it takes to match full
 fine-tuning.  Source: QLoRA (Dettmers et al. 2023), section 4."""
+
+LAYERLESS = ("auto", "none")
+"""Kinds of checkpointing that leave no layers to choose."""
 
 
 class Model(Section):
@@ -29,8 +33,10 @@ class Model(Section):
     family: Literal["qwen2.5", "llama", "mistral"] = Field(
         description="Checked against the base's config.json."
     )
-    quantization: Literal["nf4", "none"] = Field(
-        "nf4", description="`nf4`: the frozen base is held in 4 bits (QLoRA); `none`: in `dtype`."
+    quantization: Literal["auto", "nf4", "none"] = Field(
+        "nf4",
+        description="`nf4`: the frozen base is held in 4 bits (QLoRA); `none`: in `dtype`; `auto`: "
+        "the faster of those that fit the GPU, `none` on a CPU.",
     )
     double_quant: bool = Field(
         True, description="Quantise the NF4 block scales too (saves 0.37 bit a weight)."
@@ -82,12 +88,23 @@ class Train(Section):
     steps: int | None = Field(
         None, ge=1, le=10_000_000, description="Optimizer steps; or give `epochs`."
     )
-    micro_batch_rows: int = Field(2, ge=1, le=4096, description="Rows computed at once.")
+    micro_batch_rows: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        2,
+        description="Rows computed at once; `auto`: as many of `rows_per_step` as are fastest and "
+        "fit.",
+    )
     accumulation_steps: int = Field(
         4,
         ge=1,
         le=4096,
-        description="Micro-batches for one optimizer step (gradient accumulation).",
+        description="Micro-batches for one optimizer step (gradient accumulation); follows from "
+        "`rows_per_step` where `micro_batch_rows` is `auto`.",
+    )
+    rows_per_step: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Rows of one optimizer step, for `micro_batch_rows: auto` to split.",
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
@@ -106,7 +123,14 @@ class Train(Section):
     gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"] = Field(
         "auto",
         description="Recompute activations to save memory; `unsloth` also moves them to the host. "
-        "`auto` is `unsloth` for that engine on CUDA, `standard` for the other, `none` on a CPU.",
+        "`auto` is the fastest that fits the GPU, by `fastsft plan`; `none` on a CPU.",
+    )
+    checkpoint_skip_layers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Layers that keep their activations all the same, for `unsloth` or `standard` "
+        "checkpointing with engine `unsloth`.",
     )
     neftune_alpha: float | None = Field(
         None, gt=0, le=100, description="Noise on the embeddings (NEFTune)."
@@ -128,6 +152,24 @@ class Train(Section):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), description="Trackers that also get the numbers; none unless asked."
     )
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows computed at once, as a number.  Raises RecipeError while they are `auto`."""
+        if self.micro_batch_rows == "auto":
+            raise RecipeError(
+                "train.micro_batch_rows: still auto",
+                where="recipe",
+                hint="give a number; `fastsft train` settles auto for the GPU that is here",
+            )
+        return self.micro_batch_rows
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of one optimizer step, or packed sequences."""
+        if self.micro_batch_rows == "auto":
+            return self.rows_per_step or 1  # a recipe without it is refused
+        return self.micro_batch_rows * self.accumulation_steps
 
 
 class Eval(Section):
@@ -226,7 +268,7 @@ class Recipe(Section):
                 "give either train.epochs or train.steps, not both (set the other to null)",
             ),
             (
-                train.parameters == "all" and self.model.quantization != "none",
+                train.parameters == "all" and self.model.quantization == "nf4",
                 "train.parameters",
                 "a 4-bit base cannot be trained itself; set model.quantization to none",
             ),
@@ -234,6 +276,29 @@ class Recipe(Section):
                 train.gradient_checkpointing == "unsloth" and is_reference,
                 "train.gradient_checkpointing",
                 "engine reference never imports Unsloth; use standard, none or auto",
+            ),
+            (
+                train.micro_batch_rows == "auto" and train.rows_per_step is None,
+                "train.micro_batch_rows",
+                "auto splits the rows of one optimizer step; give them as train.rows_per_step",
+            ),
+            (
+                train.micro_batch_rows != "auto" and train.rows_per_step is not None,
+                "train.rows_per_step",
+                "micro_batch_rows times accumulation_steps say it; leave it out, or set "
+                "train.micro_batch_rows to auto",
+            ),
+            (
+                train.checkpoint_skip_layers > 0 and is_reference,
+                "train.checkpoint_skip_layers",
+                "only engine unsloth keeps some layers; leave it at 0, or set "
+                "train.gradient_checkpointing to none",
+            ),
+            (
+                train.checkpoint_skip_layers > 0 and train.gradient_checkpointing in LAYERLESS,
+                "train.checkpoint_skip_layers",
+                "auto chooses them and none keeps all; leave it at 0, or set "
+                "train.gradient_checkpointing to unsloth or standard",
             ),
             (
                 not self.model.double_quant and self.engine == "unsloth",

@@ -198,15 +198,17 @@ def _validate(tree: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _is_branch(detail: ErrorDetails) -> bool:
-    """Whether this is another way of saying that neither `auto` nor a boolean was given."""
+    """Whether this is another way of saying that neither `auto` nor its other kind was given."""
     return str(detail["loc"][-1]).startswith("literal[") if detail["loc"] else False
 
 
 def _plain(detail: ErrorDetails) -> ErrorDetails:
     """The finding at the key itself, where pydantic adds the branch of a choice."""
-    if detail["loc"] and detail["loc"][-1] == "bool":
+    branch = detail["loc"][-1] if detail["loc"] else None
+    if branch in ("bool", "constrained-int"):
         detail["loc"] = detail["loc"][:-1]
-        detail["msg"] = "should be true, false or auto"
+        choices = "true, false" if branch == "bool" else "an integer from 1 to 4096"
+        detail["msg"] = f"should be {choices} or auto"
     return detail
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastsft.errors import ExportError
 
 Dtype = Literal["F32", "F16", "BF16"]
+StoredDtype = Literal["F32", "F16", "BF16", "U8"]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -175,12 +176,12 @@ def read_header(path: Path) -> list[Tensor]:
     return tensors
 
 
-def header(tensors: Iterable[tuple[str, Dtype, tuple[int, ...]]]) -> bytes:
+def header(tensors: Iterable[tuple[str, StoredDtype, tuple[int, ...]]]) -> bytes:
     """Length and JSON that open a safetensors file whose tensors follow in this order."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, dtype, shape in tensors:
-        end = at + math.prod(shape) * ITEM_BYTES[dtype]
+        end = at + math.prod(shape) * (1 if dtype == "U8" else ITEM_BYTES[dtype])
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()

@@ -15,17 +15,40 @@ PACKAGE = Path(fastsft.__file__).parent
 
 LINES = [
     ["fastsft", "errors", "recipe_data"],
-    ["events", "recipe", "families", "hardware", "meter"],
-    ["recipe_file", "weights"],
-    ["run", "reference", "untrained"],
+    ["events", "recipe", "families", "hardware", "host", "meter", "shape", "shapes", "cards"],
+    ["recipe_file", "weights", "flops"],
+    ["run", "reference", "untrained", "setting", "stack", "roofline", "estimate"],
     ["data"],
     ["demo"],
+    ["synthetic", "synthetic_nf4"],
     ["base"],
-    ["start", "launch", "request", "child"],
+    [
+        "start",
+        "launch",
+        "request",
+        "child",
+        "sampler",
+        "history",
+        "plan",
+        "plan_cures",
+        "plan_problem",
+        "plan_rows",
+        "plan_search",
+        "plan_settle",
+        "plan_words",
+    ],
     ["sampling", "scoring", "export", "evaluate"],
     ["engine"],
     ["console", "doctor", "report_words", "report_view", "report_html"],
-    ["commands", "checking", "exporting", "demo.tour"],  # the tour is the verbs, in turn
+    ["bench"],
+    [
+        "commands",
+        "checking",
+        "exporting",
+        "planning",
+        "benching",
+        "demo.tour",
+    ],  # the tour is the verbs, in turn
     ["cli"],
 ]
 """The rooms from the ground up: a module imports from its own line or from lines above it here."""

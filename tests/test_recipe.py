@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from fastsft import families
+from fastsft.errors import RecipeError
 from fastsft.recipe import ALL_LINEAR, Recipe
 
 
@@ -36,6 +37,21 @@ def test_the_smallest_recipe_is_complete():
         "nf4",
         False,
     )
+
+
+def test_the_rows_of_a_step_are_said_either_way():
+    told = Recipe.model_validate(tree(train={"micro_batch_rows": 4, "accumulation_steps": 8}))
+    left = Recipe.model_validate(tree(train={"micro_batch_rows": "auto", "rows_per_step": 32}))
+
+    assert told.train.step_rows == left.train.step_rows == 32
+    assert told.train.micro_rows == 4
+
+
+def test_open_micro_batches_are_no_number():
+    left = Recipe.model_validate(tree(train={"micro_batch_rows": "auto", "rows_per_step": 32}))
+
+    with pytest.raises(RecipeError, match="still auto"):
+        _ = left.train.micro_rows
 
 
 def test_a_recipe_is_frozen():
@@ -81,6 +97,32 @@ def test_the_families_are_those_that_are_known():
             {"engine": "reference", "train": {"gradient_checkpointing": "unsloth"}},
             "train.gradient_checkpointing: engine reference never imports Unsloth; "
             "use standard, none or auto",
+        ),
+        (
+            {"train": {"micro_batch_rows": "auto"}},
+            "train.micro_batch_rows: auto splits the rows of one optimizer step; give them as "
+            "train.rows_per_step",
+        ),
+        (
+            {"train": {"rows_per_step": 16}},
+            "train.rows_per_step: micro_batch_rows times accumulation_steps say it; leave it out, "
+            "or set train.micro_batch_rows to auto",
+        ),
+        (
+            {
+                "engine": "reference",
+                "train": {"gradient_checkpointing": "standard", "checkpoint_skip_layers": 2},
+            },
+            "train.checkpoint_skip_layers: only engine unsloth keeps some layers; leave it at 0, "
+            "or set train.gradient_checkpointing to none",
+        ),
+        *(
+            (
+                {"train": {"gradient_checkpointing": kind, "checkpoint_skip_layers": 2}},
+                "train.checkpoint_skip_layers: auto chooses them and none keeps all; leave it at "
+                "0, or set train.gradient_checkpointing to unsloth or standard",
+            )
+            for kind in ("auto", "none")
         ),
         (
             {"model": {"double_quant": False}},
@@ -182,6 +224,11 @@ def test_combinations_are_reported_together():
         {"eval": {"share": 0.1, "every_steps": 5, "keep_best": True, "patience": 1}},
         {"eval": {"path": "held_out.jsonl", "every_steps": 5}},
         {"lora": {"targets": ("q_proj",)}},
+        {"train": {"micro_batch_rows": "auto", "rows_per_step": 16}},
+        {"train": {"gradient_checkpointing": "unsloth", "checkpoint_skip_layers": 7}},
+        {"train": {"gradient_checkpointing": "standard", "checkpoint_skip_layers": 7}},
+        {"model": {"quantization": "auto"}},
+        {"model": {"quantization": "auto"}, "train": {"parameters": "all"}},
         {"export": {"merge_base": "dequantised"}},
     ],
 )

@@ -281,6 +281,16 @@ VALUES: list[tuple[str, str, str]] = [
     ("yes is text", packing("yes"), 'train.packing: should be true, false or auto, not "yes"'),
     ("on is text", packing("on"), 'train.packing: should be true, false or auto, not "on"'),
     ("true as text", packing("'true'"), 'train.packing: should be true, false or auto, not "true"'),
+    (
+        "neither a number nor auto",
+        train("steps: 2, micro_batch_rows: many"),
+        'train.micro_batch_rows: should be an integer from 1 to 4096 or auto, not "many"',
+    ),
+    (
+        "no rows at once",
+        train("steps: 2, micro_batch_rows: 0"),
+        "train.micro_batch_rows: should be an integer from 1 to 4096 or auto, not 0",
+    ),
     ("1 is no boolean", packing("1"), "train.packing: should be true, false or auto, not 1"),
     (
         "null is no boolean",
@@ -362,7 +372,7 @@ def test_several_faults_are_reported_together(tmp_path: Path):
 
     assert str(refused(tmp_path, text)) == (
         "mine.yaml: model.family: missing\n"
-        "mine.yaml: model.quantization: should be 'nf4' or 'none', not \"int8\"\n"
+        "mine.yaml: model.quantization: should be 'auto', 'nf4' or 'none', not \"int8\"\n"
         "mine.yaml: lora.rnk: unknown key; did you mean lora.rank?\n"
         "mine.yaml: train.steps: should be greater than or equal to 1, not 0\n"
         "mine.yaml: train.foo: unknown key\n"
@@ -526,8 +536,10 @@ def values(annotation: Any, bounds: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.none()
     if annotation is str:
         return TEXT.filter(bool) if "min_length" in bounds else TEXT
-    if hasattr(annotation, "__metadata__"):  # NonEmpty | None
-        return TEXT.filter(bool)
+    if hasattr(annotation, "__metadata__"):
+        if annotation.__origin__ is int:  # 1 to 4096 | auto
+            return st.integers(1, 4096)
+        return TEXT.filter(bool)  # NonEmpty | None
     return st.one_of(*(values(choice, bounds) for choice in inside))
 
 

@@ -49,6 +49,7 @@ def test_no_cell_is_empty():
         ("train.steps", "integer, 1 to 10000000 or null", "null"),
         ("train.save_every_steps", "integer, at least 1", "100"),
         ("train.packing", "true or false or auto", "false"),
+        ("train.micro_batch_rows", "integer, 1 to 4096 or auto", "2"),
         ("train.report_to", "list of tensorboard or wandb", "[]"),
     ],
 )
