@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastsft import families
+from fastsft import families, synthetic, synthetic_nf4
 from fastsft.errors import ExportError, RecipeError
 from fastsft.families import Family
 from fastsft.recipe import Model
@@ -24,13 +24,18 @@ HINT = "use the 16-bit model as its makers published it"
 
 @dataclass(frozen=True)
 class Base:
-    """A checked base: its folder, family, commit where known, and weight bytes on disk."""
+    """A checked base: its folder, family, commit where known, and weight bytes on disk.
+
+    `is_synthetic`: its weights are random, to measure on.  `is_nf4`: they are stored in 4 bits.
+    """
 
     folder: Path
     family: Family
     commit: str | None
     fingerprint: str
     weight_bytes: int
+    is_synthetic: bool = False
+    is_nf4: bool = False
 
 
 def resolve(model: Model, *, needs_weights: bool = True) -> Base:
@@ -49,11 +54,39 @@ def resolve(model: Model, *, needs_weights: bool = True) -> Base:
             where=model.base,
             hint=f"set model.family to {family.name}, or name another base",
         )
-    weight_bytes = _weight_bytes(folder) if needs_weights else 0
-    return Base(folder, family, commit, _fingerprint(folder), weight_bytes)
+    is_nf4 = "quantization_config" in config
+    if is_nf4:
+        _require_nf4(model, config)
+    return Base(
+        folder,
+        family,
+        commit,
+        _fingerprint(folder),
+        _weight_bytes(folder, is_nf4=is_nf4) if needs_weights else 0,
+        is_synthetic=synthetic.is_synthetic(config),
+        is_nf4=is_nf4,
+    )
 
 
-def _weight_bytes(folder: Path) -> int:
+def _require_nf4(model: Model, config: Mapping[str, Any]) -> None:
+    """Weights that are stored in 4 bits train in those 4 bits, or not at all."""
+    stored = config["quantization_config"]["bnb_4bit_use_double_quant"]
+    for key, asked, held in (
+        ("quantization", model.quantization, "nf4"),
+        ("double_quant", model.double_quant, stored),
+    ):
+        if asked != held:
+            raise RecipeError(
+                f"model.{key}: the base is stored with {json.dumps(held)}, "
+                f"the recipe says {json.dumps(asked)}",
+                where=model.base,
+                hint=f"set model.{key} to {json.dumps(held)}, or name another base",
+            )
+
+
+def _weight_bytes(folder: Path, *, is_nf4: bool) -> int:
+    if is_nf4:  # the files' sizes: `Checkpoint` reads floats only
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     try:
         checkpoint = Checkpoint.open(folder)
     except ExportError as error:
@@ -120,7 +153,8 @@ def check_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, if loading by it is safe.
 
     Raises RecipeError for what could run code (auto_map, underscore keys, names that are no
-    identifiers) or exhaust the machine (unbounded numbers), and for a quantised base.
+    identifiers) or exhaust the machine (unbounded numbers), and for a quantised base other than
+    `fastsft.synthetic`'s own.
 
     Source: CVE-2026-93348 and CVE-2026-4372.
     """
@@ -139,13 +173,18 @@ def check_config(folder: Path) -> dict[str, Any]:
 
 
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
-    if "quantization_config" in config:
+    if "quantization_config" in config and not _is_our_nf4(config):
         yield "the base is quantised already; training and merging need the 16-bit one"
     names = [config.get("model_type"), *(config.get("architectures") or [])]
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", name):
             yield f"{json.dumps(name)[:60]} is no model type"
     yield from _unsafe(config)
+
+
+def _is_our_nf4(config: Mapping[str, Any]) -> bool:
+    """Whether this is a synthetic base that was written in 4 bits: random, and never merged."""
+    return synthetic.is_synthetic(config) and synthetic_nf4.is_ours(config["quantization_config"])
 
 
 def _unsafe(value: object, key: str = "") -> Iterator[str]:

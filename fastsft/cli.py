@@ -1,5 +1,6 @@
 """The command line: parse, import late, call one function, print."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -85,6 +86,91 @@ def check(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A shipped name (`fastsft recipes`) or a YAML file.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="CARD", help="Such as rtx-4090; not this one.")
+    ] = None,
+    vram: Annotated[
+        float | None, typer.Option("--vram", metavar="GIB", min=0.1, help="Any card of this size.")
+    ] = None,
+    data: Data = None,
+    overrides: Set = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="Predicted against measured, for this machine's runs.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Say whether a recipe fits a card, how long it takes, and what would be fastest."""
+    from fastsft import planning
+
+    if history:
+        planning.history(json=json)
+    else:
+        planning.plan(recipe, data, overrides or [], gpu=gpu, vram_gib=vram, json=json)
+
+
+@app.command()
+def bench(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped name (`fastsft recipes`) or a YAML file.")
+    ],
+    against: Annotated[
+        str | None, typer.Option("--against", help="Another engine, or another recipe.")
+    ] = None,
+    data: Data = None,
+    overrides: Set = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=3, help="Measured steps, after the warm-up.")
+    ] = 20,
+    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps not measured.")] = 10,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Fresh processes for each arm.")
+    ] = 3,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="The base's real shape with random weights.")
+    ] = False,
+    vram_cap: Annotated[
+        float | None,
+        typer.Option("--vram-cap", metavar="GIB", min=0.1, help="Let a card stand for a smaller."),
+    ] = None,
+    export: Annotated[
+        bool, typer.Option("--export", help="Time a merge and a q8_0 GGUF too.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Where results are kept.")] = Path("bench"),
+    share: Annotated[
+        Path | None,
+        typer.Option(
+            "--share", metavar="FILE", help="One file for others, without anything personal."
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Measure tokens/s and memory of a recipe, against a peer on the same tokens."""
+    from fastsft import benching
+
+    benching.bench(
+        recipe,
+        data,
+        overrides or [],
+        benching.Asked(
+            against=against,
+            steps=steps,
+            warmup=warmup,
+            repeats=repeats,
+            is_synthetic=synthetic,
+            vram_cap_gib=vram_cap,
+            with_export=export,
+            out=out,
+            share=share,
+        ),
+        json=json,
+    )
+
+
+@app.command()
 def export(
     run: RunFolder,
     to: Annotated[
@@ -125,6 +211,9 @@ def export(
     check: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Prove it before calling it done.")
     ] = True,
+    allow_synthetic: Annotated[
+        bool, typer.Option("--allow-synthetic", help="Export a base of random weights, to time it.")
+    ] = False,
 ) -> None:
     """Export a finished run and prove that it behaves as trained; prints the folder."""
     from fastsft import exporting
@@ -141,6 +230,7 @@ def export(
             merge_base=merge_base,
             overwrite=overwrite,
             check=check,
+            allow_synthetic=allow_synthetic,
         ),
     )
 
@@ -225,6 +315,8 @@ def doctor(json: AsJson = False) -> None:
 
 def main() -> None:
     """The edge: every error becomes a line with its hint and exit code."""
+    # Being ended is being interrupted: a training child saves and stops, and is not left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except FastsftError as error:

@@ -19,10 +19,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from fastsft import events
+from fastsft import events, meter
 from fastsft.errors import FastsftError
 from fastsft.hardware import gib
+from fastsft.meter import Lap, Rates, Tokens, rates
 from fastsft.report_words import visible
+from fastsft.sampler import Peaks, Sampler
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -64,6 +66,20 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
     out.print(drawn)
 
 
+def aside(columns: Sequence[str], rows: Sequence[Sequence[str]], *, first: str = "") -> None:
+    """A table for people, on stderr; the row that begins with `first` stands out."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        drawn.add_column(name, overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(escape, row), style="green" if first and row[0] == first else None)
+    if err.is_terminal:
+        err.print(drawn)
+        return
+    for row in rows:
+        print("\t".join(row), file=sys.stderr)
+
+
 def checks(rows: Sequence[Sequence[str]]) -> None:
     """The parity gate's findings: check, file, result, measured, threshold."""
     columns = ("check", "file", "result", "measured", "wanted")
@@ -78,6 +94,17 @@ def checks(rows: Sequence[Sequence[str]]) -> None:
     for check, file, result, measured, wanted in rows:
         shown = Text(result, style=colours.get(result, "yellow"))
         drawn.add_row(escape(check), escape(file), shown, escape(measured), escape(wanted))
+    err.print(drawn)
+
+
+def figures(names: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
+    """Named figures beside each other, a column for each subject, for people."""
+    drawn = Table(box=None, pad_edge=False, show_header=False)
+    drawn.add_column(style="bold")
+    for _ in columns:
+        drawn.add_column(overflow="fold")
+    for name, *values in zip(names, *columns, strict=True):
+        drawn.add_row(name, *map(escape, values))
     err.print(drawn)
 
 
@@ -158,10 +185,16 @@ class Phases:
         self._progress.update(self._task, completed=done, total=total, share=share)
 
 
+TO_FIRST_STEP = ("import", "load", "matmul", "preflight", "first_step")
+
+
 class TrainView:
     """A live view of a run's events; plain lines where stderr is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: Sampler | None = None) -> None:
+        """`sampler`: the run's, which knows the process's memory."""
+        self._sampler = sampler if sampler is not None else Sampler()
+        self._steady: Lap | None = None
         self._live = Live(console=err, refresh_per_second=4, auto_refresh=err.is_terminal)
         self._step: events.Step | None = None
         self._first: events.Step | None = None
@@ -181,8 +214,7 @@ class TrainView:
         """Take in one event."""
         match event:
             case events.Step():
-                self._first = self._first or event
-                self._step = event
+                self._count(event)
                 self._losses.append(event.loss)
                 if not err.is_terminal and _is_told(event):
                     note(_step_line(event, self._left_s()))
@@ -190,11 +222,29 @@ class TrainView:
                 self._phase = f"{event.name}{': ' if event.detail else ''}{event.detail}"
                 if not err.is_terminal:
                     note(self._phase)
+            case events.Measured():
+                err.print(_measured(event, self._sampler.peaks()), soft_wrap=True)
             case _:
                 for line in _lines(event):
                     err.print(line, soft_wrap=True)
         if err.is_terminal:
             self._live.update(self._drawn())
+
+    def _count(self, step: events.Step) -> None:
+        self._step = step
+        if self._first is None:
+            self._first = step  # it compiles and fills caches; what follows is steady
+            return
+        tokens = Tokens(step.trained_tokens, step.real_tokens, step.slots)
+        lap = Lap(tokens, step.seconds)
+        self._steady = lap if self._steady is None else self._steady + lap
+
+    def _rates(self, step: events.Step) -> str:
+        """Tokens per second since the first step; of the first while there is no other."""
+        found = rates(self._steady) or Rates(
+            step.trained_tokens_per_s, step.real_tokens_per_s, step.slots_per_s
+        )
+        return f"trained {found.trained:,.0f}  real {found.real:,.0f}  slots {found.slots:,.0f}"
 
     def _left_s(self) -> float | None:
         first, last = self._first, self._step
@@ -217,10 +267,23 @@ class TrainView:
             (f"{step.loss:.4f}", "bold"),
             f"  gradient {step.grad_norm:.2f}  rate {step.learning_rate:.2e}  ",
             (_spark(self._losses), "green"),
-            f"\ntokens/s: trained {step.trained_tokens_per_s:,.0f}  real "
-            f"{step.real_tokens_per_s:,.0f}  slots {step.slots_per_s:,.0f}   "
-            f"VRAM {gib(step.vram_peak_reserved_bytes)}",
+            f"\ntokens/s: {self._rates(step)}   VRAM {gib(step.vram_peak_reserved_bytes)}",
         )
+
+
+def _measured(event: events.Measured, peaks: Peaks) -> Text:
+    """The run in one line; what is not known is n/a."""
+    first_s = sum(seconds for name, seconds in event.phases_s.items() if name in TO_FIRST_STEP)
+    allocated = meter.whole(event.vram.values()).get("allocated")
+    rate = event.trained_tokens_per_s
+    share = meter.utilisation(event.hardware_flops_per_s, event.matmul_flops_per_s)
+    return Text(
+        f"steady: {'n/a' if rate is None else f'{rate:,.0f}'} trained tokens/s; "
+        f"first step after {first_s:.1f} s; "
+        f"peak VRAM {gib(allocated)} allocated, {gib(peaks.process_vram_bytes)} process; "
+        f"RAM {gib(peaks.host_rss_bytes)}; "
+        f"computing at {'n/a' if share is None else f'{share:.0%}'} of a plain matmul here"
+    )
 
 
 def _is_told(step: events.Step) -> bool:
@@ -293,6 +356,19 @@ def facts(pairs: Mapping[str, str]) -> None:
     width = max(map(len, pairs), default=0)
     for name, value in pairs.items():
         err.print(Text.assemble((f"{name:<{width}}  ", "bold"), value), soft_wrap=True)
+
+
+def explained(pairs: Mapping[str, str]) -> None:
+    """As `facts`, for values that are sentences: on a terminal they wrap beside their names."""
+    if not err.is_terminal:
+        facts(pairs)
+        return
+    drawn = Table.grid(padding=(0, 2, 0, 0))
+    drawn.add_column(no_wrap=True, style="bold")
+    drawn.add_column()
+    for name, value in pairs.items():
+        drawn.add_row(escape(name), escape(value))
+    err.print(drawn)
 
 
 def questions() -> Iterator[str]:

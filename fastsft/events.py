@@ -49,7 +49,13 @@ class Preflight(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """One optimizer step.  Rates are tokens per second over this step; see `meter.py`."""
+    """One optimizer step.  Rates are tokens per second over this step; see `meter.py`.
+
+    `seconds`: from the end of the step before, reading the data included, evaluating and saving
+    left out; `overhead_s`: what of it our own callbacks took; `recompiles`: graphs that
+    torch.compile has made so far; `vram_peak_reserved_bytes`: of this process so
+    far.  Logs of earlier versions lack what has a default.
+    """
 
     kind = "step"
     step: int
@@ -62,6 +68,15 @@ class Step(Event):
     real_tokens_per_s: float
     slots_per_s: float
     vram_peak_reserved_bytes: int | None
+    seconds: float = 0.0
+    overhead_s: float = 0.0
+    trained_tokens: int = 0
+    real_tokens: int = 0
+    slots: int = 0
+    documents: int = 0
+    attention_pairs: int = 0
+    micro_batches: int = 0
+    recompiles: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +139,34 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured(Event):
+    """What one process measured of itself; written once, just before Finished or Stopped.
+
+    `phases_s`: seconds of import (from the start of the process), load, preflight, first_step,
+    train (all steps), save and eval (all of them).  `vram`: phase (load, preflight, first_step,
+    steady) -> peaks in bytes by name (allocated, active, reserved); empty on a CPU.  The rates are
+    of the steps after the first; None where there were none, or what is needed is not known.
+    `matmul_flops_per_s`: of a square matmul in this process, in the dtype of training;
+    `adapter_norm`: of all B together, None without an adapter; `overhead_share`: of the steps'
+    time, what our callbacks took.
+    """
+
+    kind = "measured"
+    order_hash: str
+    phases_s: dict[str, float]
+    vram: dict[str, dict[str, int]]
+    pinned_bytes: int | None
+    matmul_flops_per_s: float | None
+    model_flops_per_s: float | None
+    hardware_flops_per_s: float | None
+    trained_tokens_per_s: float | None
+    real_tokens_per_s: float | None
+    slots_per_s: float | None
+    adapter_norm: float | None
+    overhead_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished(Event):
     """The run is complete; the adapter (or the weights) lie in `result`."""
 
@@ -147,6 +190,7 @@ KINDS: dict[str, type[Event]] = {
         Note,
         Failed,
         Stopped,
+        Measured,
         Finished,
     )
 }

@@ -37,6 +37,7 @@ class Asked:
     merge_base: str | None = None
     overwrite: bool = False
     check: bool = True
+    allow_synthetic: bool = False
 
 
 def export(folder: Path, asked: Asked, *, answer: bool = True) -> None:
@@ -45,6 +46,7 @@ def export(folder: Path, asked: Asked, *, answer: bool = True) -> None:
     _refuse_unused(kind, asked)
     _refuse_unknown(asked)
     found = trained.opened(run.open_run(folder))
+    _refuse_synthetic(found, allowed=asked.allow_synthetic)
     order = _order(found, asked, kind)
     with scoring.process() if asked.check else nullcontext() as process:
         notes = _make(found, order, kind, asked)
@@ -58,6 +60,25 @@ def export(folder: Path, asked: Asked, *, answer: bool = True) -> None:
     _tell_ollama(order.out)
     if answer:
         console.answer(str(order.out))
+
+
+def _refuse_synthetic(found: Trained, *, allowed: bool) -> None:
+    """Raises: ExportError when the base's weights are random, unless that is allowed."""
+    if not found.base.is_synthetic:
+        return
+    if not allowed:
+        raise ExportError(
+            "the base is synthetic: its weights are random, and so is what was trained on it",
+            where=str(found.run.folder),
+            hint="train on a real base; to time or test an export, pass --allow-synthetic",
+        )
+    if found.base.is_nf4:
+        raise ExportError(
+            "the base is stored in 4 bits, and an export is made from 16-bit weights",
+            where=found.recipe.model.base,
+            hint="train on the plain synthetic base of the same shape",
+        )
+    console.note("note: the base is synthetic: the export is for timing and tests only")
 
 
 def _order(found: Trained, asked: Asked, kind: Kind) -> Order:

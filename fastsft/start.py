@@ -32,6 +32,8 @@ STACK = (
     "tokenizers",
 )
 
+SYNTHETIC = "the base is synthetic: its weights are random, to measure speed and memory on"
+
 
 def prepare_rows(
     recipe: Recipe, base: bases.Base, progress: Any = None, *, max_faults: int | None = None
@@ -64,12 +66,15 @@ def prepare_rows(
 
 
 def _warned(prepared: Prepared, base: bases.Base) -> Prepared:
-    """With a note where the template writes tokens that the base never learnt."""
-    used = prepared.report.template
-    if used is None:
+    """With a note where the base has learnt nothing, or not the tokens that the template writes."""
+    used, warning = prepared.report.template, None
+    if base.is_synthetic:
+        warning = SYNTHETIC
+    elif used is not None:
+        warning = untrained.find(base.folder, used.written, used.stop_id, used.base_stop_ids)
+    if warning is None:
         return prepared
-    warning = untrained.find(base.folder, used.written, used.stop_id, used.base_stop_ids)
-    notes = (*prepared.report.notes, *([warning] if warning else []))
+    notes = (*prepared.report.notes, warning)
     return replace(prepared, report=replace(prepared.report, notes=notes))
 
 
@@ -122,7 +127,11 @@ def start(recipe: Recipe, base: bases.Base, prepared: Prepared, *, runs: Path, n
             "fastsft": __version__,
             "python": platform.python_version(),
             "gpu": gpu.as_dict() if gpu else None,
-            "base": {"name": recipe.model.base, "commit": base.commit},
+            "base": {
+                "name": recipe.model.base,
+                "commit": base.commit,
+                "is_synthetic": base.is_synthetic,
+            },
             "rows": {"trained": len(prepared.train), "held_out": len(prepared.eval)},
             "seed": recipe.train.seed,
             "identity": identity(recipe, base, prepared.train.sha256()),

@@ -42,6 +42,13 @@ def test_a_config_that_could_do_harm_is_refused(tmp_path: Path, config: Any, tol
         base.check_config(folder_with(tmp_path, config))
 
 
+def test_a_mark_alone_lets_no_quantised_base_through(tmp_path: Path):
+    config = {**GOOD, "fastsft_synthetic": True, "quantization_config": {"load_in_4bit": True}}
+
+    with pytest.raises(RecipeError, match="quantised already"):
+        base.check_config(folder_with(tmp_path, config))
+
+
 def test_a_plain_config_passes(tmp_path: Path):
     assert base.check_config(folder_with(tmp_path, GOOD)) == GOOD
 

@@ -64,6 +64,7 @@ def test_the_run_folder_tells_what_happened(trained):
         "settings",
         "preflight",
         *["step"] * 3,
+        "measured",
         "finished",
     ]
     manifest = run.manifest()

@@ -21,6 +21,22 @@ STEP = events.Step(
 )
 
 
+MEASURED = events.Measured(
+    order_hash="ab",
+    phases_s={"import": 3.5, "load": 1.25},
+    vram={"load": {"allocated": 1, "active": 2, "reserved": 3}},
+    pinned_bytes=None,
+    matmul_flops_per_s=4.5e10,
+    model_flops_per_s=None,
+    hardware_flops_per_s=None,
+    trained_tokens_per_s=10.5,
+    real_tokens_per_s=20.5,
+    slots_per_s=30.5,
+    adapter_norm=0.25,
+    overhead_share=0.001,
+)
+
+
 @pytest.mark.parametrize(
     "event",
     [
@@ -28,6 +44,7 @@ STEP = events.Step(
         events.Note(text="zwei Zeilen\nund 中文"),
         events.Settings(device="CPU", differing={"packing": ["True", "False"]}),
         events.Failed(error="TrainError", what="w", where=None, hint="h", exit_code=4),
+        MEASURED,
     ],
 )
 def test_an_event_survives_its_line(event):
@@ -47,6 +64,18 @@ def test_keys_of_a_later_version_are_passed_over():
     line = json.dumps({**json.loads(events.to_line(STEP)), "new": 1})
 
     assert events.from_line(line) == STEP
+
+
+def test_a_step_of_an_earlier_version_is_still_read():
+    line = json.loads(events.to_line(STEP))
+    later = (
+        *("seconds", "overhead_s", "trained_tokens", "real_tokens", "slots", "documents"),
+        *("attention_pairs", "micro_batches", "recompiles"),
+    )
+
+    earlier = json.dumps({key: value for key, value in line.items() if key not in later})
+
+    assert events.from_line(earlier) == STEP
 
 
 def test_a_torn_line_is_passed_over_and_an_unfinished_one_waited_for(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The training child, `python -m fastsft.engine RUN`: trains the run, writes its events."""
 
+import argparse
 import os
 import signal
 import sys
@@ -16,18 +17,26 @@ from fastsft.run import Run, locked, open_run
 
 def main() -> int:
     """Train the run named on the command line; the exit code is the error's."""
-    run = open_run(Path(sys.argv[1]))
+    asked = _asked()
+    run = open_run(asked.run)
     try:
         with locked(run):
-            return _train_and_tell(run, events.Log(run.events_path))
+            return _train_and_tell(run, events.Log(run.events_path), asked.vram_cap_gib)
     except TrainError as error:  # the events belong to the process that holds the run
         print(error, file=sys.stderr)
         return error.exit_code
 
 
-def _train_and_tell(run: Run, log: events.Log) -> int:
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fastsft.engine")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--vram-cap-gib", type=float)
+    return parser.parse_args()
+
+
+def _train_and_tell(run: Run, log: events.Log, vram_cap_gib: float | None) -> int:
     try:
-        return _train(run, log)
+        return _train(run, log, vram_cap_gib)
     except Exception as error:  # the child's top level: every error becomes an event
         traceback.print_exc()
         failure = _named(error)
@@ -49,18 +58,20 @@ def _tell(failure: FastsftError, log: events.Log) -> None:
     log.sync()
 
 
-def _train(run: Run, log: events.Log) -> int:
-    began = time.perf_counter()
+def _train(run: Run, log: events.Log, vram_cap_gib: float | None) -> int:
     log.write(events.Phase(name="load", detail="importing the training stack"))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if run.recipe().engine == "unsloth":
         import unsloth  # noqa: F401  must come before trl, transformers and peft
+    from fastsft.engine import probes
     from fastsft.engine.session import Session
 
+    if vram_cap_gib is not None:
+        probes.cap_vram(vram_cap_gib)
     session = Session(run, log)
     signal.signal(signal.SIGTERM, session.ask_to_stop)
     signal.signal(signal.SIGINT, session.ask_to_stop)
-    session.train(began)
+    session.train(time.perf_counter() - probes.process_age_s())
     return 0
 
 

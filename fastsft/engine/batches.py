@@ -13,6 +13,7 @@ from fastsft.data import pack
 from fastsft.data.arrays import TokenRows
 from fastsft.data.pack import Bins, Packed
 from fastsft.engine.settings import Batching
+from fastsft.meter import Tokens
 
 UNTRAINED = -100
 REAL = "real_tokens"
@@ -106,6 +107,33 @@ def _sequence(item: dict[str, Any]) -> Packed:
 def _stacked(rows: Sequence[NDArray[np.int32]]) -> torch.Tensor:
     """The rows as one tensor  # [B, T]."""
     return torch.as_tensor(np.stack(rows), dtype=torch.long)
+
+
+def counted(
+    labels: NDArray[np.int64], real: NDArray[np.int64], positions: NDArray[np.int64] | None
+) -> Tokens:
+    """What a micro-batch is, counted: labels [B, T], real tokens of each sequence [B].
+
+    `positions` [B, T]: of packed sequences, from 0 in each document, the padding one of its own;
+    a position sees as many keys as stand before it in its document, and itself.
+    """
+    rows, width = labels.shape
+    trained = int((labels[:, 1:] != UNTRAINED).sum())
+    if positions is None:
+        documents, pairs = int((real > 0).sum()), int((real * (real + 1) // 2).sum())
+        computed = rows * width * (width + 1) // 2
+    else:
+        is_real = np.arange(width) < real[:, None]  # [B, T]
+        documents, pairs = int((is_real & (positions == 0)).sum()), int(positions[is_real].sum())
+        pairs, computed = pairs + int(is_real.sum()), int(positions.sum()) + positions.size
+    return Tokens(
+        trained=trained,
+        real=int(real.sum()),
+        slots=labels.size,
+        documents=documents,
+        pairs=pairs,
+        computed_pairs=computed,
+    )
 
 
 class LikeLengths(Sampler[int]):

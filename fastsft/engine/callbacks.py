@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from fastsft import events
-from fastsft.engine import checkpoint, preflight, sft
+from fastsft.engine import checkpoint, probes, sft
 from fastsft.engine.checkpoint import Checkpoint
+from fastsft.engine.metering import Meter
 from fastsft.errors import NothingTrained, TrainError
-from fastsft.meter import Tokens
+from fastsft.meter import Lap, Tokens
 from fastsft.recipe import Recipe
 from fastsft.run import Run
 
@@ -23,8 +23,11 @@ PROGRESS = "fastsft.json"
 class Conductor(TrainerCallback):  # type: ignore[misc]
     """Runs the preflight, writes events, decides when to evaluate, save and stop."""
 
-    def __init__(self, run: Run, recipe: Recipe, log: events.Log, meta: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Run, recipe: Recipe, log: events.Log, meta: dict[str, Any], meter: Meter
+    ) -> None:
         self.run, self.recipe, self.log, self.meta = run, recipe, log, meta
+        self.meter = meter
         self.trainer: Any = None
         self.before_start: Any = None
         self.is_stop_asked = False
@@ -32,16 +35,15 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
         self.best_loss: float | None = None
         self.best_step: int | None = None
         self.evaluations_without_gain = 0
-        self._began = 0.0
-        self._tokens = Tokens()
-        self._seconds = 0.0
+        self._lap = Lap(Tokens(), 0.0)
+        self._micro_batches = 0
         self._saved_step = -1
         self.is_over = False
 
     def attach(self, trainer: Any) -> None:
         """Let the trainer's saves and micro-batches come here."""
         self.trainer = trainer
-        trainer.record = sft.StepRecord(self.order_hash)
+        trainer.record, trainer.meter = sft.StepRecord(self.order_hash), self.meter
         trainer.save_through = self.save
 
     def restore(self, found: Checkpoint) -> None:
@@ -55,24 +57,23 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
     # The trainer's hooks, in the order in which they come.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Preflight, then the training phase."""
+        """Preflight, then the training phase; the first step's clock starts."""
+        self.meter.enter("preflight")
         self.before_start()
+        self.meter.enter("first_step")
         self.log.write(events.Phase(name="train"))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The step's clock starts."""
-        self._began = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Nothing that is not a number reaches the weights."""
-        sft.refuse_non_finite(self.trainer)
+        with self.meter.ours():
+            sft.refuse_non_finite(self.trainer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the step, and decide what follows it."""
-        self._tokens = self.trainer.record.close()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._seconds = time.perf_counter() - self._began
+        with self.meter.ours():
+            self._micro_batches = self.trainer.record.micro_batches
+            tokens = self.trainer.record.close()
+        self._lap = self.meter.lap(tokens)
         step, is_last = state.global_step, state.global_step >= state.max_steps
         self.is_over = is_last
         every = self.recipe.eval.every_steps
@@ -96,20 +97,32 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
                 where="step 1",
                 hint="check lora.targets; --set engine=reference shows whether it is the engine",
             )
-        trained, real, slots = self._tokens.per_second(self._seconds)
-        self.log.write(
-            events.Step(
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=float(state.epoch or 0),
-                loss=float(logs["loss"]),
-                grad_norm=grad_norm,
-                learning_rate=float(logs["learning_rate"]),
-                trained_tokens_per_s=trained,
-                real_tokens_per_s=real,
-                slots_per_s=slots,
-                vram_peak_reserved_bytes=preflight.vram_peak(),
-            )
+        with self.meter.ours():
+            self.log.write(self._step(state, logs, grad_norm))
+
+    def _step(self, state: Any, logs: dict[str, Any], grad_norm: float) -> events.Step:
+        tokens, seconds = self._lap.tokens, self._lap.seconds
+        trained, real, slots = tokens.per_second(seconds)
+        return events.Step(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=float(state.epoch or 0),
+            loss=float(logs["loss"]),
+            grad_norm=grad_norm,
+            learning_rate=float(logs["learning_rate"]),
+            trained_tokens_per_s=trained,
+            real_tokens_per_s=real,
+            slots_per_s=slots,
+            vram_peak_reserved_bytes=self.meter.vram_peak(),
+            seconds=seconds,
+            overhead_s=self._lap.overhead_s,
+            trained_tokens=tokens.trained,
+            real_tokens=tokens.real,
+            slots=tokens.slots,
+            documents=tokens.documents,
+            attention_pairs=tokens.pairs,
+            micro_batches=self._micro_batches,
+            recompiles=probes.graphs_compiled(),
         )
 
     def on_evaluate(
@@ -140,9 +153,13 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
 
         Raises TrainError when it cannot be written; earlier checkpoints stay.
         """
-        began, step = time.perf_counter(), int(trainer.state.global_step)
-        if step == self._saved_step:
-            return
+        step = int(trainer.state.global_step)
+        if step != self._saved_step:
+            with self.meter.apart("save"):
+                self._save(trainer, step)
+
+    def _save(self, trainer: Any, step: int) -> None:
+        began = time.perf_counter()
         final = self.run.checkpoints / checkpoint.name(step)
         try:
             with checkpoint.staged(final, {**self.meta, "step": step}) as staging:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastsft import scoring
 from fastsft.engine.settings import Device, Resolved
 from fastsft.errors import TrainError
 from fastsft.recipe import Recipe
@@ -73,6 +74,8 @@ def load(recipe: Recipe, resolved: Resolved, folder: Path, *, pad_token: str) ->
     load_with = _with_unsloth if recipe.engine == "unsloth" else _with_reference
     torch.manual_seed(recipe.train.seed)
     model, tokenizer = load_with(recipe, resolved, folder)
+    if scoring.is_four_bit(folder):
+        _as_if_quantised_here(model, getattr(torch, resolved.dtype))
     tokenizer.pad_token = pad_token
     if recipe.train.parameters == "lora":
         seed_adapter(model, recipe)
@@ -88,6 +91,8 @@ def _with_unsloth(recipe: Recipe, resolved: Resolved, folder: Path) -> tuple[Any
         model = FastLanguageModel.get_peft_model(
             model, **lora_arguments(recipe), **unsloth_adapter_arguments(recipe, resolved)
         )
+    elif recipe.train.checkpoint_skip_layers:  # all that it does where every weight is trained
+        model = FastLanguageModel.get_peft_model(model, **kept_arguments(recipe, resolved))
     return model, tokenizer
 
 
@@ -97,7 +102,50 @@ def unsloth_adapter_arguments(recipe: Recipe, resolved: Resolved) -> dict[str, A
         "use_gradient_checkpointing": unsloth_checkpointing(resolved),
         "random_state": recipe.train.seed,
         "max_seq_length": recipe.data.max_tokens,
+        **kept_arguments(recipe, resolved),
     }
+
+
+def kept_arguments(recipe: Recipe, resolved: Resolved) -> dict[str, Any]:
+    """How many layers keep their activations; empty on a CPU, where Unsloth knows no such word.
+
+    They are spread evenly, the last among them.  With zero Unsloth looks at the environment's
+    UNSLOTH_GC_KEEP_LAYERS, which `launch` sets to zero too.
+
+    Source: Unsloth 2026.10.9 `skip_checkpointing`; its CPU backend's `get_peft_model`.
+    """
+    if resolved.device.kind == "cpu":
+        return {}
+    return {"checkpoint_skip_layers": recipe.train.checkpoint_skip_layers}
+
+
+def kept_layers(model: Any) -> int:
+    """Layers that keep their activations in training, by the switch that each layer reads.
+
+    Ask once training has begun: the trainer turns checkpointing on, and each layer's with it.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    return sum(not layer.gradient_checkpointing for layer in layers)
+
+
+def differing(model: Any, recipe: Recipe, resolved: Resolved) -> dict[str, list[str]]:
+    """What the engine made of the request to recompute: name -> [requested, effective].
+
+    Ask once training has begun.  Unsloth does not move activations to the host for less than 512
+    tokens; whether it skipped the layers, the layers say.
+
+    Source: Unsloth 2026.10.9 `apply_unsloth_gradient_checkpointing`.
+    """
+    found = {}
+    asked = resolved.gradient_checkpointing
+    if asked == "unsloth" and getattr(model, "_unsloth_gradient_checkpointing", asked) is True:
+        found["gradient_checkpointing"] = [asked, "standard"]
+    kept, wanted = kept_layers(model), recipe.train.checkpoint_skip_layers
+    if asked != "none" and kept != wanted:
+        found["checkpoint_skip_layers"] = [str(wanted), str(kept)]
+    return found
 
 
 def _with_reference(recipe: Recipe, resolved: Resolved, folder: Path) -> tuple[Any, Any]:
@@ -107,7 +155,7 @@ def _with_reference(recipe: Recipe, resolved: Resolved, folder: Path) -> tuple[A
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, resolved.dtype),
-        quantization_config=quantization(recipe, resolved),
+        **_quantised(recipe, resolved, folder),
         device_map={"": 0 if resolved.device.kind == "cuda" else "cpu"},
         attn_implementation="sdpa",
         local_files_only=True,
@@ -116,6 +164,13 @@ def _with_reference(recipe: Recipe, resolved: Resolved, folder: Path) -> tuple[A
     if recipe.train.parameters == "lora":
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora_arguments(recipe)))
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _quantised(recipe: Recipe, resolved: Resolved, folder: Path) -> dict[str, Any]:
+    """How to quantise the base.  Where it is stored in 4 bits, no word: even None hides that."""
+    if scoring.is_four_bit(folder):
+        return {}
+    return {"quantization_config": quantization(recipe, resolved)}
 
 
 def quantization(recipe: Recipe, resolved: Resolved) -> Any:
@@ -130,6 +185,16 @@ def quantization(recipe: Recipe, resolved: Resolved) -> Any:
         bnb_4bit_use_double_quant=recipe.model.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, resolved.dtype),
     )
+
+
+def _as_if_quantised_here(model: Any, dtype: torch.dtype) -> None:
+    """Lets weights that were stored in 4 bits be multiplied in `dtype`, not in the stored type."""
+    from bitsandbytes.nn import Linear4bit
+
+    for part in model.modules():
+        if isinstance(part, Linear4bit):
+            part.compute_dtype = dtype
+            part.weight.quant_state.dtype = dtype
 
 
 def seed_adapter(model: Any, recipe: Recipe) -> None:

@@ -54,15 +54,10 @@ def run(
         longest_row_tokens=int(train.lengths.max()),
         eval_loss=eval_loss,
         save_bytes=size,
-        vram_peak_reserved_bytes=vram_peak(),
+        vram_peak_reserved_bytes=trainer.meter.vram_peak(),
         seconds=time.perf_counter() - began,
     )
     return event, notes
-
-
-def vram_peak() -> int | None:
-    """Most bytes that torch reserved on the GPU so far; None on a CPU."""
-    return int(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from fastsft import events, start
 from fastsft.base import Base, resolve
 from fastsft.data import arrays
-from fastsft.engine import checkpoint, load, preflight, settings, sft
+from fastsft.engine import checkpoint, load, metering, preflight, probes, settings, sft
 from fastsft.engine.batches import Items
 from fastsft.engine.callbacks import Conductor, copy_sidecars
 from fastsft.engine.checkpoint import Checkpoint
@@ -23,20 +23,25 @@ class Session:
     """Everything that one process does for one run."""
 
     def __init__(self, run: Run, log: events.Log) -> None:
+        self.meter = metering.Meter()
         self.run, self.log, self.recipe = run, log, run.recipe()
         self.manifest = run.manifest()
         self.base: Base = resolve(self.recipe.model)
         self.tokenizer = start.tokenizer(self.recipe, self.base, run)
         self.rows, self.held_out = arrays.load(run.tokens_path)
         identity = {key: self.manifest[key] for key in ("identity",)}
-        self.conductor = Conductor(run, self.recipe, log, identity)
+        self.conductor = Conductor(run, self.recipe, log, identity, self.meter)
 
     def ask_to_stop(self, *_: object) -> None:
         """Save after the step in hand, then stop."""
         self.conductor.is_stop_asked = True
 
     def train(self, began: float) -> None:
-        """Train to the end, or to where it was asked to stop."""
+        """Train to the end, or to where it was asked to stop.
+
+        `began`: when the process did, on the clock of `time.perf_counter`.
+        """
+        self.meter.imported_since(began)
         found = self._newest()
         if found is not None:
             self.conductor.restore(found)
@@ -46,6 +51,7 @@ class Session:
         trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
         step, total = int(trainer.state.global_step), int(trainer.state.max_steps)
         if not self.conductor.is_over:
+            self._tell_measured()
             self.log.write(events.Stopped(step=step, total_steps=total))
             return None
         return self._finish(step, time.perf_counter() - began)
@@ -70,6 +76,10 @@ class Session:
         batching, budget = settings.batching(self.recipe, device), self.recipe.data.max_tokens
         train = Items.of(self.rows, batching, budget=budget)
         resolved = settings.resolve(self.recipe, device, rows=len(train))
+        with self.meter.apart("matmul"):
+            dtype = getattr(torch, resolved.dtype)
+            self.meter.matmul_flops_per_s = probes.matmul_flops_per_s(dtype)
+        self.meter.work = metering.work(self.recipe, resolved, self.base.folder)
         self.log.write(events.Phase(name="load", detail="base model"))
         loaded = load.load(
             self.recipe, resolved, self.base.folder, pad_token=self.tokenizer.pad_token
@@ -85,7 +95,7 @@ class Session:
             callbacks=[self.conductor],
         )
         self.conductor.attach(trainer)
-        self.conductor.before_start = lambda: self._preflight(trainer, train)
+        self.conductor.before_start = lambda: self._before_start(trainer, train, resolved)
         self._tell_differences(trainer, resolved)
         return trainer
 
@@ -113,6 +123,20 @@ class Session:
         if note := settings.batching_note(self.recipe, resolved.device):
             self.log.write(events.Note(text=note))
 
+    def _before_start(self, trainer: Any, train: Items, resolved: settings.Resolved) -> None:
+        self._tell_recomputed(trainer, resolved)
+        self._preflight(trainer, train)
+
+    def _tell_recomputed(self, trainer: Any, resolved: settings.Resolved) -> None:
+        """What became of the request to recompute: only now have the layers been told."""
+        differing = load.differing(trainer.model, self.recipe, resolved)
+        if not differing:
+            return
+        known = self.run.manifest().get("requested_versus_effective", {})
+        self.run.update_manifest({"requested_versus_effective": {**known, **differing}})
+        for key, (requested, effective) in differing.items():
+            self.log.write(events.Note(text=f"train.{key}: {requested} asked, {effective} in use"))
+
     def _preflight(self, trainer: Any, train: Items) -> None:
         self.log.write(events.Phase(name="preflight"))
         event, notes = preflight.run(
@@ -126,6 +150,12 @@ class Session:
         self.log.write(event)
         for note in notes:
             self.log.write(events.Note(text=note))
+
+    def _tell_measured(self) -> None:
+        trainer = self.conductor.trainer
+        order_hash = self.conductor.order_hash if trainer is None else trainer.record.order_hash
+        norm = None if trainer is None else probes.adapter_norm(trainer.model)
+        self.log.write(self.meter.measured(order_hash, norm))
 
     def _finish(self, step: int, seconds: float) -> None:
         """Commit the result: the last weights, or the best where the recipe keeps those."""
@@ -142,6 +172,7 @@ class Session:
                 shutil.copyfile(self.run.template_path, to / self.run.template_path.name)
             _name_base(to / "adapter_config.json", self.recipe.model.base)
         shutil.rmtree(self.run.folder / ".work", ignore_errors=True)
+        self._tell_measured()
         self.log.write(
             events.Finished(
                 step=step, result=str(self.run.adapter), seconds=seconds, best_step=best

@@ -57,6 +57,9 @@ class Resolved:
 def resolve(recipe: Recipe, device: Device, *, rows: int) -> Resolved:
     """What each `auto` becomes on this device, for as many training items as `items` says.
 
+    What `plan.settle` decides is settled before; left open, `auto` checkpointing is the thrifty
+    kind.
+
     Raises RecipeError for what this device cannot honour.
     """
     _refuse(recipe, device)
@@ -111,8 +114,7 @@ def total_steps(recipe: Recipe, rows: int) -> int:
     train = recipe.train
     if train.steps is not None:
         return train.steps
-    micro_batches = math.ceil(rows / train.micro_batch_rows)
-    return math.ceil((train.epochs or 0) * math.ceil(micro_batches / train.accumulation_steps))
+    return math.ceil((train.epochs or 0) * math.ceil(rows / train.step_rows))
 
 
 def _refuse(recipe: Recipe, device: Device) -> None:
@@ -134,6 +136,8 @@ def _refuse(recipe: Recipe, device: Device) -> None:
         raise _refused("train.packing", MIXES, "auto or false, or engine to reference")
     if train.gradient_checkpointing == "unsloth":
         raise _refused("train.gradient_checkpointing", "`unsloth` needs CUDA", "auto")
+    if train.checkpoint_skip_layers:
+        raise _refused("train.checkpoint_skip_layers", "Unsloth keeps layers on CUDA only", "0")
     if model.dtype == "float16" or (model.dtype == "bfloat16" and recipe.engine == "unsloth"):
         raise _refused("model.dtype", f"{model.dtype} does not train on a CPU", "auto or float32")
     if model.min_vram_gib > 0:
@@ -182,8 +186,8 @@ def trainer_arguments(recipe: Recipe, resolved: Resolved, output_dir: str) -> di
     train, is_cuda = recipe.train, resolved.device.kind == "cuda"
     return {
         "output_dir": output_dir,
-        "per_device_train_batch_size": train.micro_batch_rows,
-        "per_device_eval_batch_size": recipe.eval.micro_batch_rows or train.micro_batch_rows,
+        "per_device_train_batch_size": train.micro_rows,
+        "per_device_eval_batch_size": recipe.eval.micro_batch_rows or train.micro_rows,
         "gradient_accumulation_steps": train.accumulation_steps,
         "max_steps": resolved.total_steps,
         "learning_rate": train.learning_rate,

@@ -5,11 +5,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastsft.engine import settings
-from fastsft.engine.batches import REAL, UNTRAINED, Collator, Items, LikeLengths
+from fastsft.engine.batches import REAL, Collator, Items, LikeLengths, counted
 from fastsft.engine.load import Loaded, in_float32
+from fastsft.engine.metering import Meter
 from fastsft.engine.settings import Resolved
 from fastsft.errors import NonFiniteLoss
 from fastsft.meter import Tokens
@@ -21,34 +24,54 @@ class StepRecord:
 
     def __init__(self, order_hash: str) -> None:
         self.order_hash = order_hash
-        self._batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+        self.grad_norm: torch.Tensor | None = None
+        self._batches: list[dict[str, torch.Tensor]] = []
         self._losses: list[torch.Tensor] = []
+
+    @property
+    def micro_batches(self) -> int:
+        """How many were noted since the record was closed."""
+        return len(self._batches)
 
     def add(self, inputs: dict[str, Any]) -> None:
         """Note a micro-batch; nothing is copied off the device before the step ends."""
-        real = inputs.get(REAL, inputs.get("attention_mask"))
-        self._batches.append((inputs["input_ids"], inputs["labels"], real))
+        told = ("input_ids", "labels", REAL, "attention_mask", "position_ids")
+        self._batches.append({key: inputs[key] for key in told if key in inputs})
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Note a micro-batch's loss."""
         self._losses.append(loss)
 
-    def losses_are_finite(self) -> bool:
-        """Whether every loss of the step so far is a number."""
-        return bool(torch.isfinite(torch.stack(self._losses)).all())
+    def is_finite(self) -> tuple[bool, bool]:
+        """Whether every loss of the step so far is a number, and the norm of its gradients."""
+        assert self.grad_norm is not None, "the trainer took no norm"
+        losses = torch.isfinite(torch.stack(self._losses)).all()
+        both = torch.stack((losses, torch.isfinite(self.grad_norm)))
+        return tuple(both.tolist())  # one wait for the device
 
     def close(self) -> Tokens:
-        """The step's tokens; its rows go into the order hash, and the record is empty again."""
+        """The step's tokens; its rows go into the order hash, and the record is empty again.
+
+        Copies a few kilobytes off the device: call it when the device has come to rest.
+        """
         total = Tokens()
-        for ids, labels, counted in self._batches:  # ids, labels [B, T]; counted [B, T] or [B]
-            raw = ids.to("cpu", torch.int32).numpy().tobytes()
+        for batch in self._batches:
+            raw = batch["input_ids"].to("cpu", torch.int32).numpy().tobytes()  # [B, T]
             self.order_hash = sha256(self.order_hash.encode() + raw).hexdigest()
-            real = ids.numel() if counted is None else int(counted.sum())
-            trained = int((labels[:, 1:] != UNTRAINED).sum())
-            total += Tokens(trained=trained, real=real, slots=ids.numel())
+            total += _counted({key: value.cpu().numpy() for key, value in batch.items()})
         self._batches.clear()
         self._losses.clear()
+        self.grad_norm = None
         return total
+
+
+def _counted(batch: dict[str, NDArray[np.int64]]) -> Tokens:
+    rows, width = batch["labels"].shape
+    real = batch.get(REAL)  # [B]; only packed sequences have it
+    if real is not None:
+        return counted(batch["labels"], real, batch.get("position_ids"))
+    mask = batch.get("attention_mask")
+    return counted(batch["labels"], np.full(rows, width) if mask is None else mask.sum(1), None)
 
 
 def build(
@@ -76,7 +99,7 @@ def build(
         callbacks=list(callbacks),
     )
     if resolved.batching == "grouped":
-        batch_rows = recipe.train.micro_batch_rows
+        batch_rows = recipe.train.micro_rows
         trainer.order = LikeLengths(train.lengths, batch_rows, seed=recipe.train.seed)
     in_float32(trainer.model)
     return trainer
@@ -94,6 +117,7 @@ def _trainer_class(recipe: Recipe, resolved: Resolved) -> Any:
         """SFTTrainer that records what each step is fed, and saves through its callback."""
 
         record: StepRecord
+        meter: Meter
         save_through: Any = None
         order: LikeLengths | None = None
 
@@ -105,6 +129,15 @@ def _trainer_class(recipe: Recipe, resolved: Resolved) -> Any:
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
             self.record.add_loss(loss)
             return loss
+
+        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+            """Called before every optimizer step, clipped or not (transformers 5.17)."""
+            self.record.grad_norm = super()._get_grad_norm(model, grad_norm)
+            return self.record.grad_norm
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            with self.meter.apart("eval"):
+                return super().evaluate(*args, **kwargs)
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             if self.order is not None:
@@ -160,11 +193,10 @@ def refuse_non_finite(trainer: Any) -> None:
         "lower train.learning_rate or use model.dtype bfloat16; the last checkpoint is intact: "
         "`fastsft train --resume RUN` goes on from it"
     )
-    if not trainer.record.losses_are_finite():
+    has_loss, has_gradient = trainer.record.is_finite()
+    if not has_loss:
         raise NonFiniteLoss("the loss is not a finite number", where=f"step {step}", hint=hint)
-    gradients = [w.grad for w in trainer.model.parameters() if w.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
-    if not torch.isfinite(norms).all() and not _scaler_will_skip(trainer):
+    if not has_gradient and not _scaler_will_skip(trainer):
         raise NonFiniteLoss("a gradient is not a finite number", where=f"step {step}", hint=hint)
 
 

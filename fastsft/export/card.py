@@ -28,6 +28,7 @@ _WHAT: Mapping[Kind, str] = {
     "gguf": "A fine-tuned model, merged, as GGUF for llama.cpp, Ollama and what is built on them.",
     "gguf-lora": "A LoRA adapter as GGUF, to be loaded beside its base by llama.cpp or Ollama.",
 }
+_SYNTHETIC = "No model: a synthetic base's random weights, exported to time and test the export."
 _RELATION: Mapping[Kind, str] = {
     "merged": "finetune",
     "merged-4bit": "quantized",
@@ -63,7 +64,7 @@ def text(trained: Trained, record: Record, *, verdict: Mapping[str, Any] | None 
     return template.render(
         front_matter=_front_matter(trained, record, base_license),
         name=_plain(general.model_name(trained)),
-        what=_WHAT[record.kind],
+        what=_SYNTHETIC if record.is_synthetic else _WHAT[record.kind],
         base=_code(public.place(record.base)),
         commit=_code(trained.base.commit or "") if trained.base.commit else "",
         license=_plain(base_license.told) if base_license else "not known; look it up there",
@@ -106,6 +107,8 @@ def _tags(trained: Trained, kind: Kind) -> list[str]:
         tags.append("qlora" if trained.is_nf4 else "lora")
     if trained.recipe.method == "sft":
         tags.append("conversational")
+    if trained.base.is_synthetic:
+        tags.append("synthetic-weights")
     return tags + {"merged": [], "merged-4bit": ["bitsandbytes"]}.get(kind, ["gguf", "llama-cpp"])
 
 

@@ -26,11 +26,12 @@ def model_name(trained: Trained) -> str:
 def fields(trained: Trained, *, kind: str) -> dict[str, Value]:
     """The fields, in the order in which they are written; `kind` is `model` or `adapter`."""
     repository = trained.recipe.model.base if is_repository(trained) else None
+    random = ["synthetic-weights"] if trained.base.is_synthetic else []
     found: dict[str, Value] = {
         "general.type": kind,
         "general.name": _MISREAD.sub(" ", model_name(trained)),
         "general.finetune": "fastsft",
-        "general.tags": ["fastsft", trained.recipe.method],
+        "general.tags": ["fastsft", trained.recipe.method, *random],
         "general.base_model.count": 1,
         "general.base_model.0.name": base_name(trained),
     }

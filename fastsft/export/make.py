@@ -192,6 +192,7 @@ def describe(
         stop_ids=trained.tokenizer.stop_ids,
         files=files,
         versions=record.versions(),
+        is_synthetic=trained.base.is_synthetic,
     )
     for name in (record.UNVERIFIED, record.VERDICT, "README.md"):
         (staging / name).unlink(missing_ok=True)

@@ -60,10 +60,11 @@ def push(
     `unverified` uploads an export that did not pass too; its card says so.  Hidden files and
     the mark UNVERIFIED stay here, and names of local folders are left out.
 
-    Raises: ExportError when the folder is no export, did not pass, changed since, or cannot
-    be uploaded.
+    Raises: ExportError when the folder is no export, is of a synthetic base, did not pass,
+    changed since, or cannot be uploaded.
     """
     made = record.read(folder)
+    _refuse_synthetic(folder, made)
     verdict = _verdict(folder, unverified=unverified)
     _require_name(repository)
     token = _token()
@@ -74,6 +75,16 @@ def push(
     return _Hub(token, waits_s).send(
         repository, {**contents, **_public(folder, made, verdict)}, private=private
     )
+
+
+def _refuse_synthetic(folder: Path, made: Record) -> None:
+    """Random weights are for this machine's measurements; nothing lets them out."""
+    if made.is_synthetic:
+        raise ExportError(
+            "is made from a synthetic base: its weights are random, and it is no model",
+            where=str(folder),
+            hint="train on a real base, export that, and push it",
+        )
 
 
 def _verdict(folder: Path, *, unverified: bool) -> dict[str, Any] | None:

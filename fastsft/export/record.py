@@ -35,7 +35,10 @@ class File:
 
 @dataclass(frozen=True)
 class Record:
-    """From what an export was made.  `run` is the run folder's name, never a path."""
+    """From what an export was made.  `run` is the run folder's name, never a path.
+
+    `is_synthetic`: the base's weights are random, so this is no model.
+    """
 
     kind: Kind
     run: str
@@ -46,6 +49,7 @@ class Record:
     stop_ids: tuple[int, ...]
     files: Mapping[str, File]
     versions: Mapping[str, str]
+    is_synthetic: bool = False
 
 
 def write(folder: Path, record: Record) -> None:
@@ -91,6 +95,7 @@ def _record(found: Mapping[str, Any]) -> Record:
         stop_ids=tuple(int(number) for number in found["stop_ids"]),
         files={name: File(**entry) for name, entry in found["files"].items()},
         versions={str(key): str(value) for key, value in found["versions"].items()},
+        is_synthetic=found.get("is_synthetic") is True,
     )
 
 

@@ -182,3 +182,63 @@ def _path(named: Any) -> str:
 
 def _descriptor(number: int) -> str:
     return str(Path(f"/proc/self/fd/{number}").readlink())
+
+
+def still_optimizer() -> None:
+    """The optimizer steps, and changes nothing."""
+    import torch
+
+    torch.optim.AdamW.step = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+def counts_padding() -> None:
+    """Padding is counted as if it were tokens of rows."""
+    from fastsft.engine import sft
+
+    count = sft._counted
+
+    def counted(batch: dict[str, Any]) -> Any:
+        return count({key: value for key, value in batch.items() if key != "attention_mask"})
+
+    sft._counted = counted
+
+
+def slow_matmul(factor: float) -> None:
+    """The matmul that utilisation is measured against seems `factor` times slower."""
+    from fastsft.engine import probes
+
+    measure = probes.matmul_flops_per_s
+    probes.matmul_flops_per_s = lambda *a: (measure(*a) or 0.0) / factor
+
+
+def compile_before_step(step: int) -> None:
+    """A new graph is compiled as optimizer step `step` begins."""
+
+    def compile_one() -> None:
+        import torch
+
+        torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(3))
+
+    _before_step(step, compile_one)
+
+
+def shaken_adapter(step: int) -> None:
+    """Every B of the adapter is moved a little as optimizer step `step` begins."""
+    from fastsft.engine.callbacks import Conductor
+
+    begin = Conductor.on_step_begin
+
+    def on_step_begin(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == step:
+            for name, weight in self.trainer.model.named_parameters():
+                if "lora_B" in name:
+                    weight.data.add_(0.05)
+        begin(self, args, state, control, **kwargs)
+
+    Conductor.on_step_begin = on_step_begin  # type: ignore[method-assign]
+
+
+def slow_steps(first: int, last: int, *, seconds: float) -> None:
+    """Steps `first` to `last` take `seconds` more."""
+    for step in range(first, last + 1):
+        _before_step(step, lambda: time.sleep(seconds))

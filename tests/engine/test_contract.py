@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fastsft import recipe_file
+from fastsft import launch, recipe_file
 from fastsft.engine import settings
 
 pytestmark = pytest.mark.skipif(
@@ -31,6 +31,7 @@ import unsloth
 import peft, torch, transformers, trl
 from unsloth import FastLanguageModel
 from unsloth.models import rl
+from unsloth.models._utils import skip_checkpointing
 
 stock = [field.name for field in dataclasses.fields(trl.SFTConfig)]
 
@@ -77,6 +78,42 @@ def steps_of_transformers(rows, micro_batch_rows, accumulation_steps, epochs):
     return transformers.Trainer.set_initial_training_values(trainer, args, loader)[-1]
 
 
+def skipping(kept):
+    # One step of a small model: Unsloth keeps so many layers, the others are recomputed.
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 100, "use_cache": False}
+    heads = {"num_hidden_layers": 6, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**shape, **heads)).train()
+    calls = [0] * 6
+
+    def heard(index):
+        def count(module, arguments):
+            calls[index] += 1
+        return count
+
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_pre_hook(heard(index))
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    skip_checkpointing(model, kept)
+    model.gradient_checkpointing_enable({"use_reentrant": True})  # as the trainer does once more
+    ids = torch.arange(40).reshape(2, 20)
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    recipe = recipe_file.load("qwen2.5-0.5b", ["train.gradient_checkpointing=standard"])
+    asked = recipe.train.model_copy(update={"checkpoint_skip_layers": 2})
+    recipe = recipe.model_copy(update={"train": asked})
+    resolved = settings.resolve(recipe, settings.Device("cuda", True), rows=1000)
+    return {
+        "loss": float(loss),
+        "gradient": float(norm),
+        "calls": calls,
+        "kept": load.kept_layers(model),
+        "differing from 2": load.differing(model, recipe, resolved),
+    }
+
+
 here = Path(sys.argv[1])
 misspelt = trl.SFTConfig(output_dir=str(here), use_cpu=True, learning_rat=1.0)
 report = {
@@ -88,6 +125,7 @@ report = {
     "steps": [steps_of_transformers(*case) for case in json.loads(sys.argv[2])],
     "trainer": trl.SFTTrainer.__name__,
     "swallows_a_misspelt_argument": not hasattr(misspelt, "learning_rat"),
+    "skipping": [skipping(kept) for kept in (0, 2, 6)],
     "recipes": {name: of_recipe(name) for name in recipe_file.shipped_names()},
 }
 (here / "report.json").write_text(json.dumps(report))
@@ -143,6 +181,38 @@ def test_trl_as_it_is_knows_every_argument_too(report: dict[str, Any], name: str
     passed = report["recipes"][name]
 
     assert unknown(passed["trainer"], report["stock_SFTConfig"]) == set()
+
+
+def test_a_kept_layer_is_computed_once_and_the_others_twice(report: dict[str, Any]):
+    none, two, all_ = report["skipping"]
+
+    assert none["calls"] == [2, 2, 2, 2, 2, 2]
+    assert two["calls"] == [2, 2, 1, 2, 2, 1]
+    assert all_["calls"] == [1, 1, 1, 1, 1, 1]
+    assert [told["kept"] for told in report["skipping"]] == [0, 2, 6]
+
+
+def test_keeping_layers_changes_neither_loss_nor_gradient(report: dict[str, Any]):
+    none, *kept = report["skipping"]
+
+    assert none["gradient"] > 0
+    for told in kept:
+        assert told["loss"] == pytest.approx(none["loss"], rel=1e-6)
+        assert told["gradient"] == pytest.approx(none["gradient"], rel=1e-6)
+
+
+def test_a_request_to_keep_layers_that_was_not_met_is_told(report: dict[str, Any]):
+    none, two, all_ = (told["differing from 2"] for told in report["skipping"])
+
+    assert none == {"checkpoint_skip_layers": ["2", "0"]}
+    assert two == {}
+    assert all_ == {"checkpoint_skip_layers": ["2", "6"]}
+
+
+def test_no_layer_is_kept_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("UNSLOTH_GC_KEEP_LAYERS", "max")
+
+    assert launch.environment(tmp_path)["UNSLOTH_GC_KEEP_LAYERS"] == "0"
 
 
 def test_transformers_counts_the_same_steps(report: dict[str, Any]):

@@ -111,6 +111,12 @@ def test_the_reference_engine_trains_in_bfloat16_on_a_cpu_when_asked():
             "  hint: set train.gradient_checkpointing to auto",
         ),
         (
+            {"train": {"gradient_checkpointing": "standard", "checkpoint_skip_layers": 2}},
+            CPU,
+            "recipe: train.checkpoint_skip_layers: Unsloth keeps layers on CUDA only\n"
+            "  hint: set train.checkpoint_skip_layers to 0",
+        ),
+        (
             {"model": {"dtype": "float16"}},
             CPU,
             "recipe: model.dtype: float16 does not train on a CPU\n"
@@ -180,6 +186,25 @@ def test_total_steps(
     )
 
     assert settings.total_steps(wanted, rows) == steps
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])
+def test_open_micro_batches_have_the_steps_of_any_split(rows: int):
+    def steps(**train: Any) -> int:
+        wanted = recipe(train={"steps": None, "epochs": 2.5, **train})
+        return settings.total_steps(wanted, rows)
+
+    left = steps(micro_batch_rows="auto", rows_per_step=16)
+
+    splits = {steps(micro_batch_rows=n, accumulation_steps=16 // n) for n in (1, 2, 4, 8, 16)}
+    assert splits == {left}
+
+
+def test_the_trainer_wants_micro_batches_as_a_number():
+    wanted = recipe(train={"micro_batch_rows": "auto", "rows_per_step": 16})
+
+    with pytest.raises(RecipeError, match="still auto"):
+        arguments(wanted, AMPERE)
 
 
 @pytest.mark.parametrize(
