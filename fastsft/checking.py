@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsft import base as bases
-from fastsft import console, report_html, report_view, request, run, start
+from fastsft import console, plan, report_html, report_view, request, run, start
 from fastsft.data import one_row, pack, sources
 from fastsft.data.prepare import Prepared
 from fastsft.data.report import Batching, Report
@@ -44,6 +44,7 @@ def check(
         return
     with console.row_counter("reading and checking rows") as progress:
         prepared = start.prepare_rows(recipe, base, progress, max_faults=HOPELESS)
+    recipe = plan.settled_thriftily(recipe)
     report = _with_steps(recipe, prepared, name=request.short_name(name or ""))
     if html is not None:
         _write_page(report, html)
@@ -80,9 +81,7 @@ def _with_steps(recipe: Recipe, prepared: Prepared, *, name: str) -> Report:
 
 def _batching(recipe: Recipe, device: settings.Device, lengths: Lengths) -> Batching:
     budget, train = recipe.data.max_tokens, recipe.train
-    shares = pack.efficiency(
-        lengths, budget=budget, batch_rows=train.micro_batch_rows, seed=train.seed
-    )
+    shares = pack.efficiency(lengths, budget=budget, batch_rows=train.micro_rows, seed=train.seed)
     return Batching(
         padded=shares.padded,
         grouped=shares.grouped,

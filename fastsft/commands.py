@@ -12,27 +12,46 @@ from fastsft import (
     console,
     events,
     hardware,
+    history,
+    host,
     launch,
+    plan,
+    plan_words,
     recipe_file,
     report_words,
     request,
     run,
+    shapes,
     start,
 )
 from fastsft.data import sources
 from fastsft.data.prepare import Prepared
 from fastsft.data.together import MAX_FAULTS
 from fastsft.engine import settings
-from fastsft.errors import RecipeError, TrainError
+from fastsft.errors import DataError, OutOfMemory, RecipeError, TrainError
+from fastsft.plan import Settled
 from fastsft.recipe import Recipe
 from fastsft.run import Run
+from fastsft.sampler import Sampler
 
 
 def train(name: str | None, data: Path | None, overrides: Sequence[str], runs: Path) -> None:
     """Train by a recipe, from the first check to the adapter."""
     recipe = request.load(name, data, overrides, verb="train")
-    made = begin(recipe, runs, name=request.short_name(name or ""))
-    finish(made)
+    short = request.short_name(name or "")
+    made = begin(recipe, runs, name=short)
+    try:
+        finish(made)
+    except OutOfMemory as error:
+        second = None if _has_steps(made) else plan.thriftier(recipe, made.recipe())
+        if second is None:
+            raise
+        console.note(f"{error.what}: the plan was too bold; once more with every layer recomputed")
+        finish(begin(second, runs, name=short))
+
+
+def _has_steps(made: Run) -> bool:
+    return any(isinstance(event, events.Step) for event, _ in events.read(made.events_path))
 
 
 def begin(recipe: Recipe, runs: Path, *, name: str) -> Run:
@@ -45,15 +64,42 @@ def begin(recipe: Recipe, runs: Path, *, name: str) -> Run:
     with console.row_counter("reading and checking rows") as progress:
         prepared = start.prepare_rows(recipe, base, progress, max_faults=MAX_FAULTS)
     prepared.require()
+    settled = settle(recipe, base, prepared)
+    recipe = settled.recipe
     items = settings.items(recipe, device, prepared.train.lengths)
     made = start.start(recipe, base, prepared, runs=runs, name=name)
-    _tell(recipe, prepared, made, settings.total_steps(recipe, items))
+    if settled.planned:
+        made.update_manifest({"planned": settled.planned})
+    _tell(settled, prepared, made, settings.total_steps(recipe, items))
     return made
 
 
-def _tell(recipe: Recipe, prepared: Prepared, made: Run, steps: int) -> None:
+def settle(recipe: Recipe, base: bases.Base, prepared: Prepared) -> Settled:
+    """The recipe with every planner-owned `auto` settled for the GPU that is here.
+
+    Raises DeviceError, with cures, where an `auto` finds nothing that fits.
+    """
+    try:
+        shape = shapes.of(bases.check_config(base.folder))
+    except DataError:
+        shape = None  # a base that the planner cannot read may train all the same
+    report = prepared.report
+    return plan.settle(
+        recipe,
+        shape,
+        hardware.gpu(),
+        prepared.train.lengths,
+        trained_share=report.trained_tokens / max(report.tokens, 1),
+        host=host.here(),
+        corrections=history.entries(),
+    )
+
+
+def _tell(settled: Settled, prepared: Prepared, made: Run, steps: int) -> None:
     """What will be trained, before it is."""
-    gpu = hardware.gpu()
+    recipe, gpu = settled.recipe, hardware.gpu()
+    if settled.warning is not None:
+        console.note(f"{settled.warning}; the preflight will tell before step 1")
     if gpu is not None and gpu.memory_bytes < 0.95 * recipe.model.min_vram_gib * 2**30:
         console.note(
             f"this recipe is meant for {recipe.model.min_vram_gib:g} GiB, {gpu.name} has "
@@ -75,6 +121,7 @@ def _tell(recipe: Recipe, prepared: Prepared, made: Run, steps: int) -> None:
             "tokens": f"{report.tokens:,} an epoch, {share:.0%} trained",
             "steps": f"{steps} of {recipe.train.micro_batch_rows} x "
             f"{recipe.train.accumulation_steps} rows",
+            **plan_words.settled(settled),
         }
     )
 
@@ -82,13 +129,15 @@ def _tell(recipe: Recipe, prepared: Prepared, made: Run, steps: int) -> None:
 def finish(made: Run, *, answer: bool = True) -> None:
     """Train a run that is ready, or go on with one that was stopped."""
     try:
-        with console.TrainView() as view:
-            last = launch.train(made, view)
+        sampler = Sampler()
+        with console.TrainView(sampler) as view:
+            last = launch.train(made, view, sampler=sampler)
     except KeyboardInterrupt:
         raise _interrupted(made, "ended before it could save") from None
     if isinstance(last, events.Stopped):
         raise _interrupted(made, f"stopped at step {last.step} of {last.total_steps}, saved")
     if isinstance(last, events.Finished):
+        history.record(made)
         best = f", best at step {last.best_step}" if last.best_step is not None else ""
         console.note(f"finished: {last.step} steps{best}, {last.seconds:.0f} s, {last.result}")
     if answer:

@@ -19,8 +19,9 @@ SHARED = Path(
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared data goes into a folder of this session, for child processes too."""
+    """Prepared data and the history go into folders of this session, for child processes too."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @cache
