@@ -167,7 +167,18 @@ def _cells(entry: _Set) -> Iterator[Cell]:
 
 
 def only(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
-    """The cells whose group is the pattern, or whose id matches it: `peer`, `*7b*none*`."""
+    """The cells whose group is the pattern, or whose id matches it: `peer`, `*7b*none*`.
+
+    Raises RecipeError when there is none.
+    """
     if pattern is None:
         return list(cells)
-    return [cell for cell in cells if cell.group == pattern or fnmatch(cell.id, f"*{pattern}*")]
+    found = [cell for cell in cells if cell.group == pattern or fnmatch(cell.id, f"*{pattern}*")]
+    if not found:
+        groups = ", ".join(dict.fromkeys(cell.group for cell in cells))
+        raise RecipeError(
+            f"no cell is called so: {pattern}",
+            where="--only",
+            hint=f"a set ({groups}) or part of a cell's name, which --list shows",
+        )
+    return found

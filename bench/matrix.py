@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.cells import Cell
 from fastsft.bench import machine, ready, row
-from fastsft.errors import DataError
+from fastsft.errors import DataError, FastsftError
 from fastsft.run import write_atomically
 
 SCHEMA = 1
@@ -28,7 +28,8 @@ COMPLETE = ("measured", "out of memory")
 TAIL = 30
 PATIENCE_S = 60.0
 """How long an interrupted bench may take to put its processes away."""
-NO_MEMORY = re.compile(r"out of memory|OutOfMemory", re.IGNORECASE)
+NO_MEMORY = re.compile(r"\bOutOfMemory\b|CUDA out of memory")
+"""Not what is said of a process that SIGKILL ended: that it may have been the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def run(
             break
         say(f"[{place}/{len(cells)}] {cell.id}: about {expected:.0f} s")
         before = clock()
-        outcome = measure(cell, out, execute)
+        outcome = _measured(cell, out, execute)
         took = clock() - before
         if outcome.result == "measured":  # what runs out of memory early says nothing of the pace
             pace = took / (cell.processes * cell.process_s)
@@ -87,6 +88,14 @@ def run(
         written.append(path)
         say(f"    {outcome.result} in {took:.0f} s{f': {outcome.error}' if outcome.error else ''}")
     return written
+
+
+def _measured(cell: Cell, out: Path, execute: Execute) -> Outcome:
+    """What became of a cell; one that is no bench at all is a failed one."""
+    try:
+        return measure(cell, out, execute)
+    except FastsftError as error:
+        return Outcome(result="failed", folder=None, error=str(error).splitlines()[0])
 
 
 def measure(cell: Cell, out: Path, execute: Execute) -> Outcome:
@@ -111,13 +120,18 @@ def _outcome(folder: Path) -> Outcome:
         rows, _ = row.read_folder(folder)
     except DataError as error:
         return Outcome(result="failed", folder=where, error=str(error).splitlines()[0])
-    errors = [found.error for found in rows if found.error]
-    if any(NO_MEMORY.search(error) for error in errors):
-        return Outcome(result="out of memory", folder=where, error=errors[0].splitlines()[0])
-    failed = {gate.name for found in rows for gate in found.validity.failed}
+    full = [found for found in rows if found.error and NO_MEMORY.search(found.error)]
+    rest = [found for found in rows if found.identity.arm not in {r.identity.arm for r in full}]
+    errors = [found.error.splitlines()[0] for found in rest if found.error]
+    failed = {gate.name for found in rest for gate in found.validity.failed}
     if errors or failed or not rows:
-        why = errors[0].splitlines()[0] if errors else f"gates: {', '.join(sorted(failed))}"
+        why = errors[0] if errors else f"gates: {', '.join(sorted(failed))}"
         return Outcome(result="invalid", folder=where, error=why)
+    if full:
+        others = ", ".join(dict.fromkeys(found.identity.arm for found in rest))
+        kept = f"; {others} is measured" if others else ""
+        told = f"{full[0].identity.arm}: {(full[0].error or '').splitlines()[0]}{kept}"
+        return Outcome(result="out of memory", folder=where, error=told)
     return Outcome(result="measured", folder=where, error=None)
 
 
@@ -157,10 +171,24 @@ def _write(path: Path, cell: Cell, outcome: Outcome, took: float) -> None:
         "id": cell.id,
         "cell": asdict(cell),
         **asdict(outcome),
-        "predicted_process_bytes": cell.predicted_bytes(),
+        "predicted_process_bytes": _predicted(cell),
         "seconds": round(took, 1),
     }
     write_atomically(path, json.dumps(record, indent=1) + "\n")
+
+
+def _predicted(cell: Cell) -> int | None:
+    try:
+        return cell.predicted_bytes()
+    except FastsftError:  # the cell has told its fault by itself
+        return None
+
+
+def named_folders(results: Path) -> list[Path]:
+    """The benches that are cells' results; what an interrupted cell left is none."""
+    records = [read(path) for path in sorted(results.glob(f"*/{CELLS}/*.json"))]
+    folders = [results / found["folder"] for found in records if found and found["folder"]]
+    return [folder for folder in folders if (folder / row.SUMMARY).is_file()]
 
 
 def _execute(words: Sequence[str]) -> tuple[int, str]:

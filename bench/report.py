@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench import matrix
-from bench.results import Point, benches, points, recompute, setting
+from bench.results import Point, points, read, recompute, setting
 from fastsft.bench import plots, row, table
 from fastsft.bench.plots import COLOURS, DASHES, SOFT
 from fastsft.hardware import gib
@@ -23,7 +23,7 @@ FILE, PICTURE = "report.md", "host-bound"
 
 def write(results: Path, into: Path) -> str:
     """The report as Markdown, written to INTO/report.md with a picture beside it."""
-    found = list(points(benches(results)))
+    found = list(points(read(matrix.named_folders(results))))
     curves = host_bound(found)
     text = "\n".join(
         [
@@ -92,32 +92,43 @@ def _errors(found: Sequence[Point], what: str) -> str:
 
 
 def _recomputation(found: Iterable[Point]) -> str:
-    """Each setting against full recomputation of the same tokens: FLOPs say, the clock says."""
+    """Each setting against full recomputation of the same tokens: what was foretold, and found.
+
+    Of two points of one setting the newer speaks.
+    """
     body = []
     for _, alike in _grouped(found, lambda point: (*point.group, f"{point.slots:.0f}")):
-        full = next((p for p in alike if recompute(p.settings) == "full"), None)
-        body += [_gain(p, full) for p in alike if full and recompute(p.settings) != "full"]
+        newest = {recompute(p.settings): p for p in sorted(alike, key=_time)}
+        full = newest.pop("full", None)
+        body += [_gain(p, full) for p in newest.values() if full]
     if not body:
         return "## Recomputation\n\nNo pair of points that differ in it alone.\n"
-    heads = ("device", "recipe", "engine", "setting", "predicted", "measured", "off by")
-    note = "Gain in trained tokens/s over full recomputation; predicted: by FLOPs alone.\n"
+    heads = ("device", "recipe", "engine", "setting", "predicted", "FLOPs' ratio", "measured")
+    heads = (*heads, "off by")
+    note = (
+        "Gain in trained tokens/s over full recomputation; predicted by the planner's arithmetic, "
+        "where the card's peak is known.\n"
+    )
     return f"## Recomputation\n\n{note}\n{table.markdown_table(heads, body)}"
 
 
 def _gain(point: Point, full: Point) -> tuple[str, ...]:
-    predicted, measured = gains(point, full)
-    off = measured / predicted - 1 if predicted and measured else None
+    rates = [table.middle(p.arm.trained_tokens_per_s) for p in (point, full)]
+    predicted = _ratio(full.predicted_s, point.predicted_s)
+    by_flops = _ratio(full.flops_per_slot, point.flops_per_slot)
+    measured = _ratio(*rates)
+    off = _ratio(measured, predicted)
     who = (point.group[0], point.rows[0].identity.recipe, point.arm.engine)
-    return (*who, setting(point.settings), _times(predicted), _times(measured), table.signed(off))
+    gains = (_times(predicted), _times(by_flops), _times(measured))
+    return (*who, setting(point.settings), *gains, table.signed(None if off is None else off - 1))
 
 
-def gains(point: Point, full: Point) -> tuple[float | None, float | None]:
-    """Predicted and measured speed of a point as a multiple of the other's."""
-    mine, other = point.flops_per_slot, full.flops_per_slot
-    predicted = other / mine if mine and other else None
-    one = table.middle(point.arm.trained_tokens_per_s)
-    two = table.middle(full.arm.trained_tokens_per_s)
-    return predicted, one / two if one and two else None
+def _time(point: Point) -> float:
+    return point.rows[0].identity.time_s
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return one / other if one and other else None
 
 
 def _times(value: float | None) -> str:
@@ -128,7 +139,7 @@ def host_bound(found: Iterable[Point]) -> dict[str, list[Point]]:
     """Curves of two points or more that differ in tokens alone, by name, fewest tokens first."""
     curves = {}
     for _, alike in _grouped(found, lambda p: (*p.group, recompute(p.settings))):
-        by_tokens = {f"{point.slots:.0f}": point for point in alike}  # of equals the newest
+        by_tokens = {f"{p.slots:.0f}": p for p in sorted(alike, key=_time)}  # the newest
         if len(by_tokens) > 1:
             name = f"{alike[0].group[1]}, {alike[0].group[2]}, {alike[0].group[3]} on "
             label = f"{name}{alike[0].group[0]}, recompute {recompute(alike[0].settings)}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from fastsft import cards, estimate, shapes
 from fastsft.bench import row, table
 from fastsft.bench.row import Arm, Row, Settings, Summary
+from fastsft.setting import Setting
+from fastsft.shapes import Shape
 
 FOLDER = Path(__file__).with_name("results")
 
@@ -62,6 +66,23 @@ class Point:
         return median(steps) / max(self.settings.accumulation_steps, 1)
 
     @property
+    def predicted_s(self) -> float | None:
+        """Seconds of a micro-batch by the planner's arithmetic; None without the card's peak."""
+        one, work = self.rows[0], self.rows[0].work
+        gpu, shape, count = one.identity.gpu, shape_of(one), max(work.micro_batches, 1)
+        if gpu is None or shape is None:
+            return None
+        found = estimate.micro_batch_time(
+            shape,
+            setting_of(one, length=round(self.slots / one.settings.micro_batch_rows)),
+            cards.of_name(gpu.name, gpu.memory_bytes),
+            tokens=round(self.slots),
+            pairs=round(work.attention_pairs / count),
+            head_rows=round(work.trained_tokens / count),
+        )
+        return None if found is None else (found.low_s + found.high_s) / 2
+
+    @property
     def flops_per_slot(self) -> float | None:
         """FLOPs that the device does for a position, recomputation among them."""
         rates = self.rows[0].rates
@@ -70,14 +91,25 @@ class Point:
         return rates.hardware_flops_per_s / rates.slots_per_s
 
 
+def shape_of(one: Row) -> Shape | None:
+    """The sizes of a row's base, where its name is one that fastsft knows."""
+    kind, _, key = one.identity.base.name.partition(":")
+    name = one.identity.base.name
+    return shapes.SHIPPED.get(key) if kind == "synthetic" else shapes.of_base(name)
+
+
 def benches(folder: Path) -> list[Bench]:
     """Every bench below a results folder, in the order of devices and times.
 
     Raises DataError for a folder that holds a damaged record.
     """
-    found = sorted(folder.glob(f"*/*/{row.SUMMARY}"))
-    read = [Bench(path.parent, *row.read_folder(path.parent)) for path in found]
-    return [bench for bench in read if bench.rows]
+    return read(path.parent for path in sorted(folder.glob(f"*/*/{row.SUMMARY}")))
+
+
+def read(folders: Iterable[Path]) -> list[Bench]:
+    """The benches of these folders that have rows.  Raises DataError for a damaged record."""
+    found = [Bench(folder, *row.read_folder(folder)) for folder in folders]
+    return [bench for bench in found if bench.rows]
 
 
 def points(found: list[Bench]) -> Iterator[Point]:
@@ -87,6 +119,26 @@ def points(found: list[Bench]) -> Iterator[Point]:
             rows = table.valid(bench.rows, arm.arm)
             if rows:
                 yield Point(bench, arm, rows)
+
+
+def setting_of(one: Row, *, length: int) -> Setting:
+    """A row's settings as the planner's."""
+    s = one.settings
+    values: dict[str, Any] = {
+        "engine": one.identity.engine,
+        "quantization": s.quantization,
+        "double_quant": s.double_quant,
+        "parameters": s.parameters,
+        "rank": s.rank,
+        "targets": tuple(s.targets),
+        "optimizer": s.optimizer.removesuffix("_torch_fused"),
+        "checkpointing": s.gradient_checkpointing,
+        "skip_layers": s.checkpoint_skip_layers,
+        "rows": s.micro_batch_rows,
+        "length": length,
+        "dtype_bytes": 4 if s.dtype == "float32" else 2,
+    }
+    return Setting(**values)
 
 
 def held(settings: Settings) -> str:

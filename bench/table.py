@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.results import FOLDER, Bench, benches, setting
 from fastsft.bench import plots, table
-from fastsft.bench.row import Arm
+from fastsft.bench.row import Arm, Row
 from fastsft.errors import RecipeError
 from fastsft.hardware import gib
 
@@ -38,7 +38,7 @@ def markdown(folder: Path = FOLDER) -> str:
     found = benches(folder)
     if not found:
         return f"{NOTHING}\n{NO_GPU}"
-    ordered = sorted(found, key=lambda bench: (bench.summary.speaks_of, bench.summary.device))
+    ordered = sorted(found, key=_gpus_first)
     parts = [
         _device(name, list(of_device))
         for name, of_device in groupby(ordered, key=lambda bench: bench.summary.device)
@@ -46,6 +46,10 @@ def markdown(folder: Path = FOLDER) -> str:
     if all(bench.summary.speaks_of == "pipeline" for bench in found):
         parts.append(NO_GPU)
     return "\n".join(parts)
+
+
+def _gpus_first(bench: Bench) -> tuple[bool, str]:
+    return bench.summary.speaks_of == "pipeline", bench.summary.device
 
 
 def _device(name: str, found: Sequence[Bench]) -> str:
@@ -80,16 +84,16 @@ def _lines(bench: Bench) -> Iterator[tuple[str, ...]]:
             table.against(place, bench.summary),
             table.rate(table.middle(arm.real_tokens_per_s)),
             table.rate(table.middle(arm.slots_per_s)),
-            f"{_peak(arm)}{cap}",
+            f"{_peak(arm, rows)}{cap}",
             f"{arm.valid_rows} of {arm.rows}",
             bench.day,
         )
 
 
-def _peak(arm: Arm) -> str:
+def _peak(arm: Arm, rows: Sequence[Row]) -> str:
     if arm.process_bytes is not None:
-        return f"{gib(arm.process_bytes.median)} VRAM"
-    return f"{gib(table.middle(arm.host_rss_bytes))} RAM"
+        return f"{gib(arm.process_bytes.median)} VRAM{table.by_difference(rows, arm.arm)}"
+    return f"{gib(table.middle(arm.host_rss_bytes))} RAM{table.as_stored(rows)}"
 
 
 def block(text: str, where: str) -> str:

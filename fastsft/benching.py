@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsft import console, events
+from fastsft import console, events, launch
 from fastsft.bench import gates, page, plots, ready, row, running, share, statistics, table
 from fastsft.bench.row import Row, Summary
 from fastsft.bench.running import Bench, Turn
@@ -47,8 +47,7 @@ def bench(
         with ready.ready(order, bench=folder.name) as made:
             _tell(made, order)
             rows, was_interrupted = _run(made, folder)
-            if rows and asked.share is not None:
-                share.write(asked.share, rows, [arm.plan for arm in made.arms])
+            plans = [arm.plan for arm in made.arms]
     except BaseException:
         _remove_empty(folder)
         raise
@@ -57,7 +56,10 @@ def bench(
         console.note("ended before the first process was done; nothing is kept")
         raise SystemExit(128 + signal.SIGINT)
     summary = _finish(folder, rows)
-    _answer(folder, rows, summary, asked, json=json)
+    _answer(folder, rows, summary, json=json)
+    if asked.share is not None:  # last, so that trouble with it costs nothing else
+        share.write(asked.share, rows, plans)
+        console.note(f"to share: {asked.share}; look at it, nothing was uploaded")
     if was_interrupted:
         console.note("ended by Ctrl-C; the rows of the processes that were done are kept")
         raise SystemExit(128 + signal.SIGINT)
@@ -149,14 +151,16 @@ def _watch(turn: Turn) -> Iterator[Callable[[events.Event], None]]:
     with console.TrainView() as view:
 
         def show(event: events.Event) -> None:
-            if isinstance(event, events.Step | events.Phase):
+            if isinstance(event, events.Step | events.Phase | events.Note):
                 view(event)
 
         yield show
 
 
-def _unseen(_: events.Event) -> None:
-    """Where nobody looks, a line for each process is enough."""
+def _unseen(event: events.Event) -> None:
+    """Where nobody looks, a line for each process is enough; and what becomes of Ctrl-C."""
+    if isinstance(event, events.Note) and event.text == launch.STOPPING:
+        console.note(event.text)
 
 
 def _line(found: Row) -> str:
@@ -182,16 +186,12 @@ def _finish(folder: Path, rows: Sequence[Row]) -> Summary:
     return summary
 
 
-def _answer(
-    folder: Path, rows: Sequence[Row], summary: Summary, asked: Asked, *, json: bool
-) -> None:
+def _answer(folder: Path, rows: Sequence[Row], summary: Summary, *, json: bool) -> None:
     alike = {re.sub(r"\d+", "", text): text for one in rows for text in one.notes}
     for text in alike.values():  # such as how busy the machine was, once
         console.note(f"note: {text}")
     console.figures(table.columns(), table.lines(rows, summary))
     console.note(summary.statement)
-    if asked.share is not None:
-        console.note(f"to share: {asked.share}; look at it, nothing was uploaded")
     if json:
         console.as_json(row.as_dict(summary))
     else:

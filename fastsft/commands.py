@@ -10,6 +10,7 @@ from pathlib import Path
 from fastsft import base as bases
 from fastsft import (
     console,
+    estimate,
     events,
     hardware,
     history,
@@ -33,6 +34,9 @@ from fastsft.plan import Settled
 from fastsft.recipe import Recipe
 from fastsft.run import Run
 from fastsft.sampler import Sampler
+
+WATCH_EVERY_S = 0.25
+"""A night needs no finer memory curve; `fastsft bench` looks more often."""
 
 
 def train(name: str | None, data: Path | None, overrides: Sequence[str], runs: Path) -> None:
@@ -91,7 +95,8 @@ def settle(recipe: Recipe, base: bases.Base, prepared: Prepared) -> Settled:
         prepared.train.lengths,
         trained_share=report.trained_tokens / max(report.tokens, 1),
         host=host.here(),
-        corrections=history.entries(),
+        corrections=history.learnt(),
+        stored=estimate.stored_weights(base.folder, recipe),
     )
 
 
@@ -129,11 +134,14 @@ def _tell(settled: Settled, prepared: Prepared, made: Run, steps: int) -> None:
 def finish(made: Run, *, answer: bool = True) -> None:
     """Train a run that is ready, or go on with one that was stopped."""
     try:
-        sampler = Sampler()
+        sampler = Sampler(every_s=WATCH_EVERY_S)
         with console.TrainView(sampler) as view:
             last = launch.train(made, view, sampler=sampler)
     except KeyboardInterrupt:
         raise _interrupted(made, "ended before it could save") from None
+    except OutOfMemory:
+        history.record(made)
+        raise
     if isinstance(last, events.Stopped):
         raise _interrupted(made, f"stopped at step {last.step} of {last.total_steps}, saved")
     if isinstance(last, events.Finished):
@@ -224,6 +232,9 @@ def recipes(*, schema: bool, show: str | None, json: bool) -> None:
         _list(json=json)
 
 
+BITS = {"nf4": "4-bit", "none": "16-bit", "auto": "4- or 16-bit"}
+
+
 def _list(*, json: bool) -> None:
     found = {name: recipe_file.load(name) for name in recipe_file.shipped_names()}
     if json:
@@ -235,7 +246,7 @@ def _list(*, json: bool) -> None:
 
 def _row(name: str, recipe: Recipe) -> tuple[str, str, str, str]:
     card = f"{recipe.model.min_vram_gib:g} GiB" if recipe.model.min_vram_gib else "CPU"
-    kind = "4-bit" if recipe.model.quantization == "nf4" else "16-bit"
+    kind = BITS[recipe.model.quantization]
     return name, card, f"{recipe.model.base} ({kind})", recipe.description
 
 

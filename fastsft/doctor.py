@@ -1,6 +1,7 @@
 """Looks at the machine: versions against the pins, GPU and driver, what is missing and its cure."""
 
 import importlib.metadata
+import os
 import re
 import shutil
 import sys
@@ -99,9 +100,13 @@ def _gpu() -> Finding:
         if int(gpu.driver.split(".")[0]) < 570:
             return Finding("gpu", "bad", told, "a driver of 570 or later (CUDA 12.8)")
         return Finding("gpu", "ok", told)
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return Finding(
+            "gpu", "warn", "hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES"
+        )
     if shutil.which("nvidia-smi"):
         return Finding(
-            "gpu", "bad", "nvidia-smi does not answer", "reboot, or reinstall the driver"
+            "gpu", "bad", "the driver does not answer", "reboot, or reinstall the driver"
         )
     return Finding("gpu", "warn", "none; tiny recipes train on the CPU", "install NVIDIA's driver")
 

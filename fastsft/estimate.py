@@ -1,14 +1,15 @@
 """Bytes that a micro-batch of training needs, from the model's sizes.  Pure arithmetic."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from fastsft.recipe import ALL_LINEAR
+from fastsft.errors import ExportError
+from fastsft.recipe import ALL_LINEAR, Recipe
 from fastsft.roofline import Time as Time
 from fastsft.roofline import micro_batch_time as micro_batch_time
-from fastsft.setting import NF4_BYTES, NF4_DOUBLE_BYTES
+from fastsft.setting import NF4_BYTES, NF4_DOUBLE_BYTES, Engine
 from fastsft.setting import Setting as Setting
 from fastsft.setting import setting_of as setting_of
 from fastsft.shape import Shape
@@ -29,9 +30,14 @@ _PAGED_FROM: Final = 100_000
 """Fewest values of a tensor whose moments are paged.  Source: bitsandbytes 0.50
 `Optimizer8bit.get_state_buffer`."""
 
+FORMULAS: Final = 1
+"""Raised with every change of a formula or a constant: runs that an older one predicted correct no
+newer one (`history`)."""
+
 _OFFLOAD_TOKENS: Final = 512
 _OFFLOAD_BYTES: Final = 2 * 1024**2
-"""Shortest rows, and what a hidden state must exceed, for Unsloth to move it to the host.
+"""Least of `data.max_tokens`, and what a hidden state must exceed, for Unsloth to move it to the
+host.
 
 Source: unsloth 2026.10 `models/_utils`, unsloth_zoo 2026.10 `gradient_checkpointing`."""
 
@@ -91,6 +97,13 @@ _IMPORTS: Final = int(0.85 * GIB)
 Source: measured on Linux without a GPU: 0.83 GiB with TRL and PEFT, 0.84 with Unsloth."""
 _CUDA_HOST: Final = 2 * GIB
 """Allowed for CUDA's libraries and context on the host; not measured."""
+_CPU_TRAINING: Final[Mapping[Engine, int]] = {
+    "unsloth": int(1.4 * GIB),
+    "reference": int(1.1 * GIB),
+}
+"""Of a process that trains on a CPU, by engine.
+
+Source: measured, the peaks of two tiny runs less what their tensors take by the estimate."""
 
 
 def memory(
@@ -117,7 +130,8 @@ def memory(
     )
     found = replace(found, slack=int(stack.slack * found.allocated))
     if setting.device == "cpu":
-        return replace(found, runtime=0, host_base=_IMPORTS + found.reserved)
+        host = _CPU_TRAINING[setting.engine] + found.reserved
+        return replace(found, runtime=0, host_base=host)
     return replace(found, host_base=_IMPORTS + _CUDA_HOST)
 
 
@@ -174,7 +188,22 @@ def _kept_layers(shape: Shape, setting: Setting) -> int:
 
 def _saved(shape: Shape, setting: Setting, stack: Stack) -> float:
     """Bytes that one layer saves for its backward."""
-    return stack.saved.of(shape) * setting.dtype_bytes * setting.slots
+    layer = stack.saved.of(shape) * setting.dtype_bytes * setting.slots
+    is_fused = setting.engine == "unsloth" and not setting.is_dora
+    return layer + _dropped(shape, setting, is_replayed=is_fused)
+
+
+def _dropped(shape: Shape, setting: Setting, *, is_replayed: bool = False) -> int:
+    """Bytes that dropout adds to a layer: for each that is adapted a mask, a byte a value, and its
+    input once more; where the input `is_replayed` from the mask only that.
+
+    Source: torch `native_dropout`; PEFT drops for each adapted layer anew, and the product with A
+    saves the result; unsloth 2026.10 `kernels/fast_lora` saves the mask alone (facts).
+    """
+    if not setting.has_dropout:
+        return 0
+    width = sum(shape.linears()[target][0] for target in setting.targets)
+    return (1 if is_replayed else setting.dtype_bytes + 1) * width * setting.slots
 
 
 def _hidden_bytes(shape: Shape, setting: Setting) -> int:
@@ -185,7 +214,8 @@ def _hidden_bytes(shape: Shape, setting: Setting) -> int:
 
 def _is_offloaded(shape: Shape, setting: Setting) -> bool:
     state = shape.hidden * setting.slots * setting.dtype_bytes
-    is_long = setting.length >= _OFFLOAD_TOKENS and state > _OFFLOAD_BYTES
+    longest = setting.length if setting.max_tokens is None else setting.max_tokens
+    is_long = longest >= _OFFLOAD_TOKENS and state > _OFFLOAD_BYTES
     return setting.checkpointing == "unsloth" and is_long
 
 
@@ -206,7 +236,7 @@ def _working(shape: Shape, setting: Setting, stack: Stack) -> int:
     """One layer's recompute and backward."""
     layer = stack.working.of(shape) * setting.dtype_bytes * setting.slots
     eager = 9 * setting.dtype_bytes * shape.heads * setting.rows * setting.length**2
-    return int(layer + (eager if setting.is_eager else 0))
+    return int(layer + _dropped(shape, setting) + (eager if setting.is_eager else 0))
 
 
 def _loss(shape: Shape, setting: Setting, stack: Stack) -> int:
@@ -273,6 +303,19 @@ def weights_of(folder: Path, setting: Setting) -> int:
         else:
             total += setting.dtype_bytes * tensor.count
     return int(total)
+
+
+def stored_weights(folder: Path, recipe: Recipe) -> dict[str, int]:
+    """`weights_of` by quantization, of those that the base can be held in; empty where its weights
+    are not here, or not stored in 16 or 32 bits."""
+    setting = setting_of(recipe, length=1, rows=1)
+    try:
+        return {
+            "nf4": weights_of(folder, replace(setting, quantization="nf4")),
+            "none": weights_of(folder, replace(setting, quantization="none")),
+        }
+    except ExportError:
+        return {}
 
 
 def _is_one_of(name: str, linears: Sequence[str]) -> bool:

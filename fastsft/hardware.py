@@ -1,8 +1,8 @@
 """Which GPU is here, as its driver tells.  Never imports torch."""
 
-import shutil
-import subprocess
+import os
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 
@@ -21,22 +21,43 @@ class Gpu:
         return asdict(self)
 
 
-def gpu() -> Gpu | None:
-    """The first GPU that `nvidia-smi` lists; None when there is none.
+def gpu(nvml: Any = None) -> Gpu | None:
+    """The GPU that training will use: the first that CUDA shows; None when there is none.
 
-    Source: `nvidia-smi --help-query-gpu`; memory is given in MiB.
+    `nvml`: the module to ask, pynvml by default.
     """
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    asked = "name,memory.total,memory.free,driver_version,compute_cap"
-    command = [tool, f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        name, total, free, driver, capability = done.stdout.splitlines()[0].split(", ")
-        return Gpu(name, int(total) * 2**20, int(free) * 2**20, driver, capability)
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None  # a driver that does not answer is no GPU for us; doctor says so
+        asked = import_module("pynvml") if nvml is None else nvml
+        asked.nvmlInit()
+        device = handle(asked)
+        return None if device is None else _told(asked, device)
+    except Exception:  # a driver that does not answer is no GPU for us; doctor says so
+        return None
+
+
+def handle(nvml: Any) -> Any:
+    """NVML's handle of the first GPU that CUDA shows; None where CUDA_VISIBLE_DEVICES hides all.
+
+    NVML counts in the order of the PCI bus, and so do our children (CUDA_DEVICE_ORDER, `launch`).
+    Raises NVML's own error where there is no such GPU.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if shown is None else shown.split(",")[0].strip()
+    if first.startswith(("GPU-", "MIG-")):
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    return nvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdigit() else None
+
+
+def _told(nvml: Any, device: Any) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(device)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(device)
+    return Gpu(
+        name=str(nvml.nvmlDeviceGetName(device)),
+        memory_bytes=int(memory.total),
+        free_bytes=int(memory.free),
+        driver=str(nvml.nvmlSystemGetDriverVersion()),
+        compute_capability=f"{major}.{minor}",
+    )
 
 
 def gib(count: float | None) -> str:

@@ -20,6 +20,8 @@ from fastsft.sampler import Peaks, Sampler
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 TRACKER_KEYS = ("WANDB_API_KEY",)
 POLL_S = 0.1
+STOPPING = "saving and stopping; Ctrl-C again ends it at once"
+"""Said, as a note, of the first Ctrl-C."""
 
 
 def environment(
@@ -38,6 +40,7 @@ def environment(
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "UNSLOTH_AUTO_INSTALL": "0",
         "UNSLOTH_DISABLE_STATISTICS": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them
         "UNSLOTH_GC_KEEP_LAYERS": "0",  # what recomputes is the recipe's to say
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
@@ -167,8 +170,7 @@ def _follow(child: subprocess.Popen[bytes], run: Run, offset: int, seen: _Seen) 
         except KeyboardInterrupt:
             interrupts += 1
             child.send_signal(signal.SIGTERM if interrupts == 1 else signal.SIGKILL)
-            text = "saving and stopping; Ctrl-C again ends it at once"
-            seen.show(events.Note(text=text if interrupts == 1 else "ended"))
+            seen.show(events.Note(text=STOPPING if interrupts == 1 else "ended"))
         except BaseException:
             child.kill()
             child.wait()

@@ -1,6 +1,6 @@
 """The planner: does a recipe fit a card, and what is the fastest setting that does?  No torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from numpy.typing import ArrayLike
@@ -18,7 +18,7 @@ from fastsft.plan_settle import settle as settle
 from fastsft.plan_settle import settled_thriftily as settled_thriftily
 from fastsft.plan_settle import thriftier as thriftier
 from fastsft.recipe import Recipe
-from fastsft.roofline import EFFICIENCY
+from fastsft.roofline import EFFICIENCY, threshold_tokens
 from fastsft.shapes import Shape
 
 TIGHT = 0.03
@@ -72,12 +72,15 @@ class Plan:
 
     def busy_from(self, candidate: Candidate) -> float | None:
         """Tokens of a micro-batch from which the card, not Python, sets the pace."""
-        time, peak = candidate.time, self.card.peak_flops
-        if time is None or peak is None:
+        if candidate.time is None:
             return None
-        reached = sum(EFFICIENCY[self.card.kind]) / 2 * peak
-        left = time.host_s - time.dequant_s
-        return max(0.0, left * reached / (time.flops.hardware / candidate.batches.slots))
+        batches = candidate.batches
+        # Rows of one length that attend over as many pairs a token.
+        length = max(1, round(2 * batches.pairs / batches.slots - 1))
+        share = sum(EFFICIENCY[self.card.kind]) / 2
+        return threshold_tokens(
+            self.shape, candidate.setting, self.card, length=length, efficiency=share
+        )
 
     def joules(self, candidate: Candidate) -> float | None:
         """Energy of the card for the same work at the most: at its power limit all the time."""
@@ -97,14 +100,18 @@ def plan(
     free_bytes: int | None = None,
     host: Host | None = None,
     corrections: Sequence[Entry] = (),
+    stored: Mapping[str, int] | None = None,
 ) -> Plan:
     """What the recipe needs on this card, and the fastest setting that fits.
 
     `lengths`: tokens of each row; without them every row is as long as `data.max_tokens` allows.
     `free_bytes`: of the card now; what other programs hold is not ours.  `host`: this machine, if
-    the card is in it.  `corrections`: finished runs that correct the estimate.
+    the card is in it.  `corrections`: finished runs that correct the estimate.  `stored`: what the
+    base's own files say of its weights (`estimate.stored_weights`).
     """
-    problem = plan_problem.problem_of(recipe, shape, card, lengths, free_bytes, host, corrections)
+    problem = plan_problem.problem_of(
+        recipe, shape, card, lengths, free_bytes, host, corrections, stored or {}
+    )
     problem = replace(problem, trained_share=trained_share)
     allowed = plan_problem.everything(problem)
     found = plan_search.candidates(problem, allowed)
@@ -155,7 +162,7 @@ def _lost(candidate: Candidate, chosen: Candidate | None, problem: Problem) -> s
         return f"{gib(-candidate.spare_bytes)} over"
     if candidate.is_short_of_host and problem.host is not None:
         free = gib(problem.host.available_bytes)
-        return f"{gib(candidate.memory.host)} of RAM, {free} free"
+        return f"pins {gib(candidate.memory.pinned)} of RAM, {free} free"
     if chosen is None:
         return ""
     slower = candidate.token_s / chosen.token_s - 1
@@ -175,10 +182,16 @@ def _lost(candidate: Candidate, chosen: Candidate | None, problem: Problem) -> s
 def _notes(problem: Problem, told: Candidate) -> Iterator[str]:
     """What else to know of the setting."""
     pinned = told.memory.pinned
-    if problem.host is not None and problem.host.is_wsl and pinned > 2**30:
+    if problem.host is not None and problem.host.is_wsl and told.offloads and pinned > 2**30:
         yield (
             f"WSL2 pins 1 to 2 GiB, the hidden states take {gib(pinned)}: moving them will be "
             "slower than told"
+        )
+    if told.packing and not problem.recipe.train.packing and problem.rows is not None:
+        items = told.setting.rows * told.accumulation_steps
+        yield (
+            f"packed, a step becomes about {items * problem.rows.per_sequence:.1f} rows instead of "
+            f"{problem.recipe.train.step_rows}"
         )
     if problem.rows is not None and problem.step_items(packing=True) is None:
         yield (

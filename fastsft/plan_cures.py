@@ -76,6 +76,6 @@ def _largest_sibling(problem: Problem) -> str | None:
         if shape.model_type == problem.shape.model_type and shape.params < problem.shape.params
     ]
     for shape in sorted(smaller, key=lambda shape: -shape.params):
-        if _fits(replace(problem, shape=shape)):
+        if _fits(replace(problem, shape=shape, stored={})):
             return shape.name
     return None

@@ -1,14 +1,14 @@
 """What a planner is asked: a recipe's model on a card, and which values it may take."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
 from fastsft import history
 from fastsft.cards import CARDS, Card
-from fastsft.estimate import Setting, cautious, memory, stack_of
+from fastsft.estimate import Memory, Setting, cautious, memory, stack_of
 from fastsft.history import Correction, Entry
 from fastsft.host import Host
 from fastsft.plan_rows import Batches, Rows
@@ -49,7 +49,8 @@ class Problem:
     """What is searched: a recipe's model on a card.
 
     `rows` None: every row is taken to be as long as can be.  `host` None: not this machine.
-    `rated`: the card whose peaks rank the speeds; `is_timed`: it is the card itself.
+    `rated`: the card whose peaks rank the speeds; `is_timed`: it is the card itself.  `stored`:
+    bytes of the base's weights by quantization, where its files are here.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Problem:
     trained_share: float = 1.0
     host: Host | None = None
     known: Sequence[Entry] = ()
+    stored: Mapping[str, int] = field(default_factory=dict)
 
     def batches(self, rows: int, *, packing: bool) -> Batches:
         """The micro-batches of so many rows."""
@@ -80,27 +82,46 @@ class Problem:
 
     def correction(self, setting: Setting, key: str) -> Correction:
         """What this machine's runs say of such a setting."""
-        if not self.known:
+        if not self.known or setting.is_dora:  # DoRA is not modelled: what it takes tells nothing
             return Correction()
+        is_speed = key == "step_s"
         return history.correction(
             self.known,
             key,
             device=self.device,
             engine=setting.engine,
             same=described(self.shape, setting),
+            predicted=None if is_speed else self.memory(setting).process,
+        )
+
+    def memory(self, setting: Setting, *, is_cautious: bool = False) -> Memory:
+        """What the setting is estimated to take; with reserves where `is_cautious`."""
+        own = stack_of(setting)
+        return memory(
+            self.shape,
+            setting,
+            stack=cautious(own) if is_cautious else own,
+            weight_bytes=self.stored.get(setting.quantization),
         )
 
     def need(self, setting: Setting) -> int:
         """Bytes of the card that the setting needs, what is not known for sure included."""
+        own, most = self.memory(setting).process, self.memory(setting, is_cautious=True).process
         found = self.correction(setting, "process_bytes")
-        if found.margin is None:
-            return memory(self.shape, setting, stack=cautious(stack_of(setting))).process
-        return int(memory(self.shape, setting).process * found.ratio * (1 + found.margin))
+        if found.margin is not None:
+            # Runs that disagree make no one more careful than no runs at all.
+            reserve = min(own * found.ratio * found.margin, most - own)
+            most = int(own * found.ratio + reserve)
+        failed = history.proved_too_little(
+            self.known, device=self.device, same=described(self.shape, setting), predicted=own
+        )
+        return max(most, failed)
 
 
 def described(shape: Shape, setting: Setting) -> dict[str, Any]:
     """The setting as the history keeps it."""
-    return {"shape": shape.name, **asdict(setting), "targets": list(setting.targets)}
+    sizes = {"shape": shape.name, "params": shape.params}
+    return {**sizes, **asdict(setting), "targets": list(setting.targets)}
 
 
 def problem_of(
@@ -111,6 +132,7 @@ def problem_of(
     free_bytes: int | None,
     host: Host | None,
     known: Sequence[Entry],
+    stored: Mapping[str, int],
 ) -> Problem:
     usable = int(USABLE * card.vram_bytes)
     is_timed = card.peak_flops is not None and card.kind in EFFICIENCY
@@ -125,7 +147,8 @@ def problem_of(
         if lengths is None
         else Rows(lengths, budget=recipe.data.max_tokens, seed=recipe.train.seed),
         host=host,
-        known=known,
+        known=[entry for entry in known if entry.device == card.name],
+        stored=stored,
     )
 
 
@@ -144,13 +167,20 @@ def quantizations(recipe: Recipe) -> tuple[Quantization, ...]:
 
 
 def kinds(recipe: Recipe) -> tuple[Checkpointing, ...]:
+    """Those that the engine has; where the adapter is not modelled, those that recompute."""
+    thrifty: tuple[Checkpointing, ...] = ("standard",)
     if recipe.engine == "unsloth":
-        return ("none", "standard", "unsloth")
-    return ("none", "standard")
+        thrifty = ("standard", "unsloth")
+    return thrifty if _is_dora(recipe) else ("none", *thrifty)
+
+
+def _is_dora(recipe: Recipe) -> bool:
+    return recipe.lora.dora and recipe.train.parameters == "lora"
 
 
 def everything(problem: Problem) -> Allowed:
-    """Everything that leaves the training's result as it is."""
+    """Everything that leaves the training's result as it is; packing nearly so, by the rows of a
+    step that `STEP_TOLERANCE` allows."""
     recipe = problem.recipe
     packs = bool(recipe.train.packing)
     is_open = problem.rows is not None and not packs
@@ -158,6 +188,7 @@ def everything(problem: Problem) -> Allowed:
         quantizations=quantizations(recipe),
         checkpointings=kinds(recipe),
         packings=(False, True) if is_open else (packs,),
+        skip_layers=0 if _is_dora(recipe) else None,
     )
 
 
@@ -170,5 +201,7 @@ def as_it_stands(problem: Problem) -> Allowed:
         checkpointings=kinds(recipe) if kind == "auto" else (kind,),
         packings=(bool(train.packing),),
         rows=None if train.micro_batch_rows == "auto" else train.micro_batch_rows,
-        skip_layers=None if kind == "auto" else train.checkpoint_skip_layers,
+        skip_layers=None
+        if kind == "auto" and not _is_dora(recipe)
+        else train.checkpoint_skip_layers,
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastsft.estimate import Memory, Setting, memory, setting_of
+from fastsft.estimate import Memory, Setting, setting_of
 from fastsft.plan_problem import Allowed, Problem
 from fastsft.plan_rows import Batches
 from fastsft.recipe import Recipe
@@ -16,6 +16,10 @@ OFFLOAD_COST = 0.019
 +1.9 %, Mistral-7B, all layers."""
 TIE = 0.02
 """Times this near are alike: the formulas do not tell them apart, other merits do."""
+
+
+MOST = 4096
+"""Rows of a micro-batch, and micro-batches of a step, that a recipe may have."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def candidates(problem: Problem, allowed: Allowed) -> list[Candidate]:
 def _divisors(items: int, asked: int | None) -> list[int]:
     if asked is not None:
         return [asked]
-    return [rows for rows in range(1, min(items, 4096) + 1) if items % rows == 0]
+    allowed = range(-(-items // MOST), min(items, MOST) + 1)
+    return [rows for rows in allowed if items % rows == 0]
 
 
 def _settings(problem: Problem, allowed: Allowed, rows: int, *, packing: bool) -> Iterator[Setting]:
@@ -128,15 +133,14 @@ def most_layers(
 ) -> int:
     """Layers that can keep their activations while the setting still fits; never all of them.
 
-    Each costs the same, so two points tell; the result is proved, not trusted.
+    By halves: what finished runs say of near settings may make a step between two of them.
     """
-    first = need(setting)
-    each = need(replace(setting, skip_layers=1)) - first
-    room = (usable_bytes - first) // max(each, 1)
-    most = max(0, min(room, shape.layers - 1))
-    while most and need(replace(setting, skip_layers=most)) > usable_bytes:
-        most -= 1
-    return most
+    low, high = 0, shape.layers - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = need(replace(setting, skip_layers=middle)) <= usable_bytes
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def most_tokens(setting: Setting, usable_bytes: int, need: Callable[[Setting], int]) -> int:
@@ -151,7 +155,7 @@ def most_tokens(setting: Setting, usable_bytes: int, need: Callable[[Setting], i
 
 def _candidate(problem: Problem, setting: Setting, *, packing: bool, items: int) -> Candidate:
     batches = problem.batches(setting.rows, packing=packing)
-    found, need = memory(problem.shape, setting), problem.need(setting)
+    found, need = problem.memory(setting), problem.need(setting)
     time = micro_batch_time(
         problem.shape,
         setting,
@@ -171,7 +175,7 @@ def _candidate(problem: Problem, setting: Setting, *, packing: bool, items: int)
         batches=batches,
         time=time if problem.is_timed else None,
         token_s=_token_s(time, found, setting, problem.shape) / batches.real,
-        is_short_of_host=host is not None and found.host > host.available_bytes,
+        is_short_of_host=host is not None and found.pinned > host.available_bytes,
         waits=time is not None and time.is_host_bound,
     )
 

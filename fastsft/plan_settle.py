@@ -1,6 +1,6 @@
 """What `auto` becomes for the GPU that is here, and why.  No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,10 +22,7 @@ from fastsft.shapes import Shape
 CPU_TOKENS = 4096
 """Tokens of a micro-batch on a CPU, where more at once are no faster.  Source: published runs are
 bound by Python below some thousand tokens on a GPU alone (`roofline.HOST_S`)."""
-CPU_PROCESS_BYTES = {"unsloth": int(1.4 * 2**30), "reference": int(1.1 * 2**30)}
-"""What Python takes on a CPU with torch, transformers, TRL and PEFT imported, by engine.
-
-Source: measured, the peaks of two tiny runs less what their tensors take by the estimate."""
+THRIFTIEST = "what needs least; by the estimate nothing fits"
 
 
 @dataclass(frozen=True)
@@ -51,20 +48,22 @@ def settle(
     trained_share: float = 1.0,
     host: Host | None = None,
     corrections: Sequence[Entry] = (),
+    stored: Mapping[str, int] | None = None,
 ) -> Settled:
     """The recipe with every planner-owned `auto` as a value, for the GPU that is here.
 
-    What the recipe names is left as it is, with a warning where it may not fit.  On a CPU, or
-    without a shape to plan by, the thrifty values.
-    Raises DeviceError, with cures, where an `auto` finds nothing that fits.
+    What the recipe names is left as it is, with a warning where it may not fit; so is what to
+    recompute, which has a thriftiest kind whatever the estimate says.  On a CPU, or without a shape
+    to plan by, the thrifty values.
+    Raises DeviceError, with cures, where open bits or rows find nothing that fits.
     """
     if gpu is None:
-        return _on_cpu(recipe, shape, lengths)
+        return _on_cpu(recipe, shape, lengths, stored or {})
     if shape is None:
         return _fallback(recipe, "nf4", "since the base's sizes cannot be read")
     card = of_name(gpu.name, gpu.memory_bytes)
     problem = plan_problem.problem_of(
-        recipe, shape, card, lengths, gpu.free_bytes, host, corrections
+        recipe, shape, card, lengths, gpu.free_bytes, host, corrections, stored or {}
     )
     problem = replace(problem, trained_share=trained_share)
     found = plan_search.candidates(problem, plan_problem.as_it_stands(problem))
@@ -73,10 +72,10 @@ def settle(
     if chosen is None:
         chosen = plan_search.thriftiest(found)
         warning = _refusal(problem, chosen)
-        if opened(recipe):
+        if {"model.quantization", "train.micro_batch_rows"} & set(opened(recipe)):
             raise _does_not_fit(problem, warning)
     values = {key: value for key, value in chosen.values.items() if key in opened(recipe)}
-    why = {key: _why(key, chosen, found) for key in values}
+    why = {key: _why(key, chosen, found) if chosen.fits else THRIFTIEST for key in values}
     return Settled(
         recipe=_changed(recipe, values),
         why=why,
@@ -92,7 +91,7 @@ def settled_thriftily(recipe: Recipe) -> Recipe:
 
 
 def thriftier(asked: Recipe, settled: Recipe) -> Recipe | None:
-    """What was asked with every layer recomputed, where the planner had chosen otherwise.
+    """What was settled but with every layer recomputed, where the planner had chosen otherwise.
 
     For a plan that ran out of memory before its first step; None where it was not the planner's.
     """
@@ -100,7 +99,8 @@ def thriftier(asked: Recipe, settled: Recipe) -> Recipe | None:
     was = settled.train.gradient_checkpointing, settled.train.checkpoint_skip_layers
     if asked.train.gradient_checkpointing != "auto" or was in ((kind, 0), ("auto", 0)):
         return None
-    return _changed(asked, {"train.gradient_checkpointing": kind})
+    thrifty = {"train.gradient_checkpointing": kind, "train.checkpoint_skip_layers": 0}
+    return _changed(settled, thrifty)
 
 
 def opened(recipe: Recipe) -> tuple[str, ...]:
@@ -126,7 +126,9 @@ def _changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(tree, strict=False)
 
 
-def _on_cpu(recipe: Recipe, shape: Shape | None, lengths: ArrayLike) -> Settled:
+def _on_cpu(
+    recipe: Recipe, shape: Shape | None, lengths: ArrayLike, stored: Mapping[str, int]
+) -> Settled:
     settled = _fallback(recipe, "none", "which suits a CPU")
     if shape is None:
         return settled
@@ -134,18 +136,12 @@ def _on_cpu(recipe: Recipe, shape: Shape | None, lengths: ArrayLike) -> Settled:
     every = Rows(lengths, budget=recipe.data.max_tokens, seed=recipe.train.seed)
     rows = settled.recipe.train.micro_rows
     batches = every.batches(rows, packing=packing)
-    asked = settled.recipe.train.gradient_checkpointing
-    setting = replace(
-        setting_of(settled.recipe, length=batches.length, rows=rows),
-        checkpointing="none" if asked == "auto" else asked,
-        optimizer="adamw",
-        dtype_bytes=2 if recipe.model.dtype == "bfloat16" else 4,
-    )
-    found = memory(shape, setting)
+    setting = setting_of(settled.recipe, length=batches.length, rows=rows, device="cpu")
+    found = memory(shape, setting, weight_bytes=stored.get(setting.quantization))
     planned = {
         "why": settled.why,
         "setting": described(shape, setting),
-        "predicted": {"host_bytes": found.allocated + CPU_PROCESS_BYTES[recipe.engine]},
+        "predicted": {"host_bytes": found.host},
         "rests_on": "formulas, for a CPU",
     }
     return replace(settled, planned=planned)
@@ -192,7 +188,7 @@ def _why(key: str, chosen: Candidate, found: Sequence[Candidate]) -> str:
 def _refusal(problem: Problem, chosen: Candidate) -> str:
     if chosen.spare_bytes >= 0 and problem.host is not None:
         return (
-            f"needs about {gib(chosen.memory.host)} of RAM (estimate), "
+            f"pins about {gib(chosen.memory.pinned)} of RAM (estimate), "
             f"{gib(problem.host.available_bytes)} are free"
         )
     return (
@@ -203,11 +199,12 @@ def _refusal(problem: Problem, chosen: Candidate) -> str:
 
 def _does_not_fit(problem: Problem, what: str) -> DeviceError:
     cures = list(plan_cures.cures(problem))
+    named = [key for key in opened(problem.recipe) if key.endswith(("quantization", "_rows"))]
     hint = f"one of: {'; '.join(cures)}; or " if cures else ""
     return DeviceError(
         what,
         where=problem.shape.name,
-        hint=f"{hint}name train.gradient_checkpointing yourself to try all the same "
+        hint=f"{hint}name {' and '.join(named)} yourself to try all the same "
         "(`fastsft plan` shows what was considered)",
     )
 

@@ -56,7 +56,7 @@ def _as_is(plan: Plan) -> str:
         return f"fits: needs {gib(own.need_bytes)}, {spare} to spare; {_kind(own)}"
     if own.spare_bytes < 0:
         return f"does not fit: needs {gib(own.need_bytes)}, {gib(-own.spare_bytes)} too much"
-    return f"does not fit: needs {gib(own.memory.host)} of RAM"
+    return f"does not fit: pins {gib(own.memory.pinned)} of RAM"
 
 
 def _best(plan: Plan, chosen: Candidate) -> str:
@@ -103,7 +103,9 @@ def parts(candidate: Candidate) -> str:
 
 def _ram(candidate: Candidate) -> str:
     pinned = candidate.memory.pinned
-    told = f", of them {gib(pinned)} pinned for hidden states" if pinned else ""
+    paged = candidate.setting.optimizer == "paged_adamw_8bit"
+    for_what = ["hidden states"] * candidate.offloads + ["the optimizer"] * paged
+    told = f", of them {gib(pinned)} pinned for {' and '.join(for_what)}" if pinned else ""
     return f"{gib(candidate.memory.host)}{told} (estimate)"
 
 
@@ -255,7 +257,9 @@ def refusal(plan: Plan) -> Iterator[str]:
     """Why nothing fits, and what would have to change."""
     least = min(plan.considered, key=lambda c: c.need_bytes)
     whole = least.memory.weights
-    if whole > plan.usable_bytes:
+    if least.spare_bytes >= 0:
+        yield f"the setting that needs least of the card {least.lost}"
+    elif whole > plan.usable_bytes:
         yield f"the weights alone take {gib(whole)}, {gib(plan.usable_bytes)} can be had"
     else:
         yield (

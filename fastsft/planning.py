@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsft import base as bases
-from fastsft import cards, console, hardware, host, plan_words, request, shapes, start
+from fastsft import cards, console, estimate, hardware, host, plan_words, request, shapes, start
 from fastsft import history as past
 from fastsft import plan as planner
 from fastsft.cards import Card
@@ -46,7 +46,11 @@ def plan(
     here = hardware.gpu() if gpu is None and vram_gib is None else None
     card = _card(gpu, vram_gib, here)
     has_rows = bool(recipe.data.path or recipe.data.sources)
-    lengths, share, shape = _rows(recipe) if has_rows else (None, 1.0, shape_of(recipe))
+    lengths, share, folder = _rows(recipe) if has_rows else (None, 1.0, None)
+    shape = shape_of(recipe) if folder is None else shape_in(folder)
+    local = Path(recipe.model.base).expanduser()
+    if folder is None and local.is_dir():
+        folder = local
     made = planner.plan(
         recipe,
         shape,
@@ -55,7 +59,8 @@ def plan(
         trained_share=share,
         free_bytes=here.free_bytes if here else None,
         host=host.here() if here else None,
-        corrections=past.entries(),
+        corrections=past.learnt(),
+        stored=estimate.stored_weights(folder, recipe) if folder is not None else None,
     )
     if json:
         console.as_json(plan_words.as_dict(made))
@@ -98,8 +103,8 @@ def shape_in(folder: Path) -> Shape:
     return shapes.of(bases.check_config(folder))
 
 
-def _rows(recipe: Recipe) -> tuple[Any, float, Shape]:
-    """Lengths of the rows, the share of their tokens that is trained, the base's shape."""
+def _rows(recipe: Recipe) -> tuple[Any, float, Path]:
+    """Lengths of the rows, the share of their tokens that is trained, the base's folder."""
     sources.parts(recipe)
     with console.spinner(f"tokenizer of {recipe.model.base}"):
         base = bases.resolve(recipe.model, needs_weights=False)
@@ -108,7 +113,7 @@ def _rows(recipe: Recipe) -> tuple[Any, float, Shape]:
     prepared.require()
     report = prepared.report
     share = report.trained_tokens / max(report.tokens, 1)
-    return prepared.train.lengths, share, shape_in(base.folder)
+    return prepared.train.lengths, share, base.folder
 
 
 def _show(made: Plan, *, name: str) -> None:

@@ -103,7 +103,7 @@ class Train(Section):
     rows_per_step: int | None = Field(
         None,
         ge=1,
-        le=65536,
+        le=4096,
         description="Rows of one optimizer step, for `micro_batch_rows: auto` to split.",
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")

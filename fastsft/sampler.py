@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from fastsft.hardware import handle
+
 EVERY_S = 0.05
 CLOCKS_EVERY, CHILDREN_EVERY = 10, 40
 """In looks: what changes slowly, or is dear to ask (psutil goes through every process)."""
@@ -45,7 +47,7 @@ class Sample:
 
     `host_rss_bytes`: of the process and its children, mapped files included, and pages that
     several share counted for each; `throttle`: NVML's reasons, 0 for none; `others`: other
-    processes that compute on the GPU.
+    processes that compute on the GPU.  What nobody tells is None, never 0.
     """
 
     time_s: float
@@ -55,8 +57,8 @@ class Sample:
     power_w: float | None = None
     sm_clock_mhz: int | None = None
     temperature_c: int | None = None
-    throttle: int = 0
-    others: int = 0
+    throttle: int | None = None
+    others: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,16 @@ class Peaks:
     mean_power_w: float | None = None
     sm_clock_mhz: tuple[int, int] | None = None
     temperature_c: int | None = None
-    throttle: int = 0
-    others: int = 0
+    throttle: int | None = None
+    others: int | None = None
     is_vram_by_difference: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest, where memory is named a peak."""
         return {key.replace("_bytes", "_peak_bytes"): value for key, value in asdict(self).items()}
+
+
+STOP_S = 5.0
 
 
 class Sampler:
@@ -108,7 +113,7 @@ class Sampler:
         """Watch no more; a second time does nothing."""
         self._over.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(STOP_S)  # a driver that hangs does not hold the run
 
     @contextmanager
     def watching(self, pid: int) -> Iterator["Sampler"]:
@@ -195,9 +200,14 @@ def _higher(peaks: Peaks, sample: Sample) -> Peaks:
         device_vram_bytes=_most(peaks.device_vram_bytes, sample.device_vram_bytes),
         sm_clock_mhz=clocks,
         temperature_c=_most(peaks.temperature_c, sample.temperature_c),
-        throttle=peaks.throttle | sample.throttle,
-        others=max(peaks.others, sample.others),
+        throttle=either(peaks.throttle, sample.throttle),
+        others=_most(peaks.others, sample.others),
     )
+
+
+def either(one: int | None, other: int | None) -> int | None:
+    """The bits of both; None where neither is known."""
+    return None if one is None and other is None else (one or 0) | (other or 0)
 
 
 def _most(one: int | None, other: int | None) -> int | None:
@@ -258,27 +268,24 @@ class _Gpu:
         """Raises whatever NVML does where there is no driver or no GPU."""
         self._nvml = nvml
         nvml.nvmlInit()
-        self._handle = self._first()
+        self._handle = handle(nvml)
+        if self._handle is None:
+            raise LookupError("every GPU is hidden")
         self._before = self._used() or 0
-        self._others_before = len(self._computing())
+        self._others_before = len(self._computing() or [])
         self._clocks: dict[str, Any] = {}
         self.is_told = False
-
-    def _first(self) -> Any:
-        """By CUDA_VISIBLE_DEVICES where it is set.  NVML counts in the order of the PCI bus."""
-        named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        if named.startswith(("GPU-", "MIG-")):
-            return self._nvml.nvmlDeviceGetHandleByUUID(named)
-        return self._nvml.nvmlDeviceGetHandleByIndex(int(named) if named.isdigit() else 0)
 
     def look_at_clocks(self) -> None:
         """Note what changes slowly, for the samples that follow."""
         nvml = self._nvml
         reasons = self._asked("nvmlDeviceGetCurrentClocksEventReasons")
+        if reasons is None:  # a driver before 535 knows the old name only
+            reasons = self._asked("nvmlDeviceGetCurrentClocksThrottleReasons")
         self._clocks = {
             "sm_clock_mhz": self._asked("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
             "temperature_c": self._asked("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-            "throttle": int(reasons or 0) & ~IDLE,
+            "throttle": None if reasons is None else int(reasons) & ~IDLE,
         }
 
     def completed(self, sample: Sample, pids: set[int]) -> Sample:
@@ -294,9 +301,12 @@ class _Gpu:
             **self._clocks,
         )
 
-    def _process(self, pids: set[int], used: int | None) -> tuple[int | None, int]:
-        """Bytes of these processes, and how many others compute here."""
-        computing = self._computing()
+    def _process(self, pids: set[int], used: int | None) -> tuple[int | None, int | None]:
+        """Bytes of these processes, and how many others compute here.
+
+        A list on which nobody is, not even ours, tells of no others: drivers have such ones.
+        """
+        computing = self._computing() or []
         mine = [one.usedGpuMemory for one in computing if one.pid in pids]
         told = [int(count) for count in mine if count is not None]
         if told:
@@ -305,10 +315,10 @@ class _Gpu:
         by_difference = None if used is None else max(used - self._before, 0)
         # Not seen by its id: one of those that came since is it.
         came = max(len(computing) - max(len(mine), 1), 0)
-        return by_difference, max(self._others_before, came)
+        return by_difference, max(self._others_before, came) if computing else None
 
-    def _computing(self) -> list[Any]:
-        return list(self._asked("nvmlDeviceGetComputeRunningProcesses") or [])
+    def _computing(self) -> list[Any] | None:
+        return self._asked("nvmlDeviceGetComputeRunningProcesses")  # type: ignore[no-any-return]
 
     def _used(self) -> int | None:
         """Bytes in use on the device, by whomever."""

@@ -23,8 +23,9 @@ Device = Literal["cuda", "cpu"]
 class Setting:
     """What of a recipe decides bytes and speed.
 
-    A micro-batch has `rows` rows padded to `length` tokens.  `skip_layers`: layers that keep their
-    activations although the others are recomputed.  `dtype_bytes`: of an activation.
+    A micro-batch has `rows` rows padded to `length` tokens, of at most `max_tokens` (`length` if
+    None).  `skip_layers`: layers that keep their activations although the others are recomputed.
+    `dtype_bytes`: of an activation.  `has_dropout`: on the adapter's inputs.
     """
 
     engine: Engine
@@ -41,6 +42,9 @@ class Setting:
     dtype_bytes: int = 2
     is_eager: bool = False
     device: Device = "cuda"
+    max_tokens: int | None = None
+    has_dropout: bool = False
+    is_dora: bool = False
 
     @property
     def slots(self) -> int:
@@ -62,6 +66,7 @@ def setting_of(
     `rows`: of a micro-batch; the recipe's if None.
     """
     model, lora, train = recipe.model, recipe.lora, recipe.train
+    is_lora = train.parameters == "lora"
     is_float = model.dtype == "float32" or (model.dtype == "auto" and device == "cpu")
     return Setting(
         engine=recipe.engine,
@@ -77,6 +82,9 @@ def setting_of(
         length=length,
         dtype_bytes=4 if is_float else 2,
         device=device,
+        max_tokens=recipe.data.max_tokens,
+        has_dropout=is_lora and lora.dropout > 0,
+        is_dora=is_lora and lora.dora,
     )
 
 

@@ -71,6 +71,13 @@ REFERENCE: Final = Stack(
 14 m at the peak of its backward, and 2 h for a checkpointed hidden state."""
 
 
+UNFUSED: Final = replace(UNSLOTH, working=REFERENCE.working, saved=REFERENCE.saved)
+"""Unsloth with DoRA: its fused adapters do not know it, so PEFT computes them instead.
+
+Source: unsloth 2026.10 `models/llama.FastLlamaModel.patch_peft_model`, which fuses no layer with a
+magnitude (facts)."""
+
+
 def cautious(stack: Stack) -> Stack:
     """The stack with the runtime and slack to plan with, before anything was measured."""
     return replace(stack, runtime_bytes=int(0.8 * GIB), slack=0.05)
@@ -78,4 +85,6 @@ def cautious(stack: Stack) -> Stack:
 
 def stack_of(setting: Setting) -> Stack:
     """The stack that fastsft itself trains with."""
-    return UNSLOTH if setting.engine == "unsloth" else REFERENCE
+    if setting.engine == "reference":
+        return REFERENCE
+    return UNFUSED if setting.is_dora else UNSLOTH

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_events import STEP
 
-from fastsft import commands, events, recipe_file, run
+from fastsft import commands, events, history, launch, recipe_file, run
 from fastsft.errors import OutOfMemory
 from fastsft.recipe import Recipe
 from fastsft.run import Run
@@ -49,6 +49,33 @@ def test_a_plan_that_runs_out_of_memory_before_step_1_is_made_thriftier(
     commands.train("qwen2.5-7b", Path("rows.jsonl"), [], tmp_path)
 
     assert finished == ["none", "unsloth"]
+
+
+def test_running_out_of_memory_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    remembered: list[Run] = []
+
+    def train(*_: object, **__: object) -> None:
+        raise OutOfMemory("CUDA out of memory", hint="-")
+
+    monkeypatch.setattr(launch, "train", train)
+    monkeypatch.setattr(history, "record", remembered.append)
+    made = run.create(tmp_path, recipe_file.load("qwen2.5-7b"), name="7b")
+
+    with pytest.raises(OutOfMemory):
+        commands.finish(made)
+
+    assert remembered == [made]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "told"), [("nf4", "4-bit"), ("none", "16-bit"), ("auto", "4- or 16-bit")]
+)
+def test_the_list_of_recipes_tells_the_bits_that_are_open(quantization: str, told: str):
+    recipe = recipe_file.load("qwen2.5-7b", [f"model.quantization={quantization}"])
+
+    _, _, base, _ = commands._row("mine", recipe)
+
+    assert base == f"Qwen/Qwen2.5-7B-Instruct ({told})"
 
 
 def test_what_the_user_chose_is_not_changed_for_him(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastsft import estimate, recipe_file
+from fastsft.cards import CARDS
 from fastsft.demo.tiny import BASE
 from fastsft.estimate import GIB, REFERENCE, UNSLOTH, Memory, Setting, Stack
 from fastsft.recipe import ALL_LINEAR
@@ -227,6 +228,49 @@ def test_a_long_context_never_takes_more_than_two_gib_of_logits():
     assert found.loss <= 2 * GIB
 
 
+def test_rows_shorter_than_max_tokens_are_moved_to_the_host_by_max_tokens():
+    short = replace(SETTING, rows=8, length=400)
+
+    assert memory(short).pinned == 0
+    assert memory(replace(short, max_tokens=2048)).pinned > 0
+    assert memory(replace(SETTING, max_tokens=511)).pinned == 0
+
+
+def test_dropout_keeps_each_adapted_input_again_and_its_mask():
+    one = replace(STOCK, targets=("q_proj", "down_proj"), skip_layers=1)
+    dropped = memory(replace(one, has_dropout=True))
+    fused = replace(one, engine="unsloth")
+
+    each = (4096 + 14336) * 4096
+    assert dropped.kept_layers - memory(one).kept_layers == 3 * each
+    assert dropped.working - memory(one).working == 3 * each
+    masks = memory(replace(fused, has_dropout=True)).kept_layers - memory(fused).kept_layers
+    assert masks == each  # Unsloth drops the input again by the mask
+
+
+def test_unsloth_computes_dora_as_the_stock_stack_does():
+    dora = replace(SETTING, is_dora=True, checkpointing="standard")
+
+    assert memory(dora).working == memory(replace(STOCK, is_dora=True)).working
+
+
+def test_a_changed_formula_has_a_number_of_its_own():
+    settings = (SETTING, STOCK, PLAIN, WHOLE, replace(SETTING, skip_layers=3, rows=1))
+
+    sizes = [memory(setting).process for setting in settings]
+    time = estimate.micro_batch_time(
+        SHAPE, SETTING, CARDS["rtx-4090"], tokens=4096, pairs=2048 * 2049, head_rows=2000
+    )
+
+    assert time is not None
+    # Another figure here: raise FORMULAS, or runs that older formulas predicted correct the new.
+    assert estimate.FORMULAS == 1
+    assert sizes == [8160610139, 9715858062, 18587656437, 106501057708, 8558062386]
+    assert (time.low_s, time.high_s, time.host_s) == pytest.approx(
+        (1.46764, 1.79427, 0.2496), rel=1e-4
+    )
+
+
 def test_eager_attention_holds_its_scores():
     plain = memory(STOCK)
 
@@ -260,6 +304,18 @@ def test_real_headers_tell_the_weights_exactly():
     assert estimate.weights_of(BASE, SETTING) == int(
         (0.5 + 1 / 64 + 4 / 64 / 256) * linear + 2 * rest
     )
+
+
+def test_weights_are_read_for_every_way_to_hold_them_where_they_are_here(tmp_path: Path):
+    recipe = recipe_file.load(RECIPES / "tiny-llama.yaml", ["model.quantization=auto"])
+
+    found = estimate.stored_weights(BASE, recipe)
+
+    assert found == {
+        "nf4": estimate.weights_of(BASE, SETTING),
+        "none": estimate.weights_of(BASE, PLAIN),
+    }
+    assert estimate.stored_weights(tmp_path, recipe) == {}
 
 
 def test_weights_that_were_read_replace_the_arithmetic():

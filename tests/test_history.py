@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from fastsft import events, history
-from fastsft.history import BOUNDS, Correction, Entry
+from fastsft.errors import DeviceError
+from fastsft.estimate import FORMULAS
+from fastsft.history import Correction, Entry
 from fastsft.run import Run
 
 SETTING = {"shape": "qwen2.5-7b", "engine": "unsloth", "rows": 2, "length": 2048}
@@ -25,7 +27,7 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def finished(tmp_path: Path) -> Callable[..., Run]:
     """Makes a run folder as a finished run leaves it."""
 
-    def make(number: int = 0, **changes: Any) -> Run:
+    def make(number: int = 0, *, told: tuple[events.Event, ...] = (), **changes: Any) -> Run:
         run = Run(tmp_path / f"run-{number}")
         run.folder.mkdir()
         manifest = {
@@ -40,13 +42,14 @@ def finished(tmp_path: Path) -> Callable[..., Run]:
                     "host_bytes": 4e9,
                     "step_s": 2.0,
                 },
+                "usable_bytes": 20e9,
             },
             "measured": {"process_vram_peak_bytes": 11e9, "host_rss_peak_bytes": 3e9},
             "identity": {"stack": {"torch": "2.10.0", "unsloth": None}},
         }
         run.update_manifest(manifest | changes)
         steps = [a_step(n, seconds=seconds) for n, seconds in enumerate((60.0, 1.0, 2.0), 1)]
-        write(run, *steps, measured())
+        write(run, *steps, *told, measured())
         return run
 
     return make
@@ -102,7 +105,7 @@ def test_a_finished_run_is_remembered_with_what_was_predicted(finished: Callable
     assert entry.ratio("process_bytes") == pytest.approx(1.1)
     assert entry.ratio("host_bytes") == pytest.approx(0.75)
     assert entry.ratio("step_s") == pytest.approx(0.75)  # the first step compiles
-    assert entry.versions == {"torch": "2.10.0"}
+    assert entry.versions == {"formulas": str(FORMULAS), "torch": "2.10.0"}
 
 
 def test_a_peak_of_loading_is_not_held_against_training(finished: Callable[..., Run]):
@@ -153,7 +156,102 @@ def test_a_state_folder_that_cannot_be_written_fails_no_run(
     assert history.entries() == []
 
 
+def test_what_the_driver_does_not_tell_of_our_process_alone_is_not_held_against_it(
+    finished: Callable[..., Run],
+):
+    taken = {"process_vram_peak_bytes": 11e9}
+
+    history.record(finished(0, measured={**taken, "is_vram_by_difference": True}))
+    history.record(finished(1, measured={**taken, "others": 1}))
+
+    assert [entry.ratio("process_bytes") for entry in history.entries()] == [None, None]
+
+
+def test_of_a_resumed_run_only_the_last_process_tells_the_speed(finished: Callable[..., Run]):
+    resumed = events.Resumed(step=3, checkpoint="step-3", passed_over=[])
+    again = [a_step(n, seconds=seconds) for n, seconds in ((4, 90.0), (5, 3.0))]
+
+    history.record(finished(told=(resumed, *again)))
+
+    (entry,) = history.entries()
+    assert entry.measured["step_s"] == 3.0
+
+
+def test_a_run_that_went_on_elsewhere_is_booked_there_without_what_was_planned_for_the_first(
+    finished: Callable[..., Run],
+):
+    history.record(finished(device="NVIDIA L40S"))
+
+    (entry,) = history.entries()
+    assert entry.device == "NVIDIA L40S"
+    assert entry.ratio("allocated_bytes") is not None
+    assert entry.ratio("step_s") is None
+
+
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "checkpoint_skip_layers"])
+def test_what_the_engine_did_otherwise_than_planned_is_not_learnt(
+    finished: Callable[..., Run], key: str
+):
+    history.record(finished(requested_versus_effective={key: ["4", "0"]}))
+
+    assert history.entries() == []
+
+
+def test_a_run_that_ran_out_of_memory_is_remembered_as_such(finished: Callable[..., Run]):
+    run = finished()
+    failed = events.Failed(error="OutOfMemory", what="-", hint="-", where=None, exit_code=4)
+    write(run, failed)
+
+    history.record(run)
+
+    (entry,) = history.entries()
+    assert (entry.ran_out_of_bytes, entry.measured) == (20e9, {})
+    run.update_manifest({"device": "NVIDIA L40S"})  # resumed where less could be had, or more
+    history.record(run)
+    assert len(history.entries()) == 1
+
+
+def test_only_runs_of_these_formulas_and_this_stack_speak_of_the_next(
+    finished: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+):
+    history.record(finished())
+    here = {"torch": "2.10.0"}
+    monkeypatch.setattr(history, "_version", here.get)
+
+    assert len(history.learnt()) == 1
+    monkeypatch.setattr(history, "FORMULAS", FORMULAS + 1)
+    assert history.learnt() == []
+    monkeypatch.setattr(history, "FORMULAS", FORMULAS)
+    here["torch"] = "2.11.0"
+    assert history.learnt() == []
+
+
 # The file
+
+
+def test_a_lock_that_another_holds_is_not_waited_for(finished: Callable[..., Run], own_state: Path):
+    own_state.parent.mkdir(parents=True)
+
+    with history._locked(own_state):
+        history.record(finished())
+
+    assert history.entries() == []
+
+
+def test_a_user_without_a_home_trains_all_the_same(
+    finished: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+
+    history.record(finished())
+
+    assert history.entries() == []
+    with pytest.raises(DeviceError, match="no home folder"):
+        history.path()
 
 
 def test_torn_and_foreign_lines_are_passed_over(finished: Callable[..., Run], own_state: Path):
@@ -243,6 +341,67 @@ def test_a_cpu_corrects_no_gpu_nor_another_card_nor_another_engine():
     assert corrected(*others * 5).runs == 0
 
 
-def test_an_absurd_ratio_is_bounded():
-    assert corrected(entry(9.0)).ratio == BOUNDS[1]
-    assert corrected(entry(0.01)).ratio == BOUNDS[0]
+def of_bytes(ratio: float, predicted: float = 10.0, **setting: Any) -> Entry:
+    sizes = {"process_bytes": predicted}, {"process_bytes": ratio * predicted}
+    return Entry(0.0, "run", GPU, "base", {**SETTING, "rows": 9, **setting}, *sizes)
+
+
+def corrected_bytes(*known: Entry, predicted: float | None = None) -> Correction:
+    return history.correction(
+        known, "process_bytes", device=GPU, engine="unsloth", same=SETTING, predicted=predicted
+    )
+
+
+def test_one_absurd_run_neither_corrects_nor_widens_the_margin():
+    sane = [of_bytes(1.0), of_bytes(1.02), of_bytes(1.01)]
+
+    assert corrected_bytes(*sane, of_bytes(6.7), of_bytes(0.1)) == corrected_bytes(*sane)
+    assert corrected_bytes(*[of_bytes(6.7)] * 3) == Correction()
+
+
+def test_a_machine_may_be_far_slower_than_the_formulas():
+    assert corrected(entry(9.0)).ratio == 9.0
+    assert corrected(entry(900.0)) == Correction()
+
+
+def test_small_runs_say_nothing_of_large_ones():
+    small = [of_bytes(1.3, predicted=2.0)] * 3
+
+    assert corrected_bytes(*small, predicted=3.0).ratio == 1.3
+    assert corrected_bytes(*small, predicted=20.0) == Correction()
+
+
+def test_what_is_not_modelled_corrects_nothing():
+    assert corrected_bytes(*[of_bytes(1.3, is_dora=True)] * 3) == Correction()
+
+
+# What ran out of memory
+
+
+def ran_out(predicted: float = 10.0, **setting: Any) -> Entry:
+    return Entry(
+        0.0,
+        "run",
+        GPU,
+        "base",
+        {**SETTING, **setting},
+        {"process_bytes": predicted},
+        {},
+        ran_out_of_bytes=12.0,
+    )
+
+
+def too_little(*known: Entry, predicted: float = 10.0) -> int:
+    return history.proved_too_little(known, device=GPU, same=SETTING, predicted=predicted)
+
+
+def test_what_ran_out_of_memory_needs_more_than_there_was_and_so_does_what_is_bolder():
+    assert too_little(ran_out()) == 13
+    assert too_little(ran_out(), predicted=20.0) == 25
+    assert too_little(ran_out(), predicted=9.0) == 0
+    assert too_little(ran_out(shape="llama-3.1-8b")) == 0
+
+
+def test_a_run_that_finished_since_takes_it_back():
+    assert too_little(ran_out(), of_bytes(1.0)) == 0
+    assert too_little(of_bytes(1.0), ran_out()) == 13

@@ -8,7 +8,16 @@ import planning_cases as cases
 import pytest
 from planning_cases import GIB, SHIPPED
 
-from fastsft import estimate, flops, plan, plan_problem, plan_rows, plan_search, roofline
+from fastsft import (
+    estimate,
+    flops,
+    plan,
+    plan_problem,
+    plan_rows,
+    plan_search,
+    plan_words,
+    roofline,
+)
 from fastsft.cards import CARDS
 from fastsft.errors import DeviceError
 from fastsft.estimate import Setting, Stack, Widths
@@ -321,6 +330,8 @@ def test_short_rows_are_packed_where_a_step_keeps_its_rows():
     assert chosen.packing
     rows = chosen.setting.rows * chosen.accumulation_steps * 400 / sum_sequences(recipe)
     assert rows == pytest.approx(recipe.train.step_rows, rel=0.1)
+    told = f"packed, a step becomes about {rows:.1f} rows instead of {recipe.train.step_rows}"
+    assert told in found.notes
 
 
 def sum_sequences(recipe: Recipe) -> int:
@@ -335,6 +346,19 @@ def test_packing_that_would_change_the_step_is_not_considered():
 
     assert not any(c.packing for c in found.considered)
     assert "packing is left out: a sequence of 11 rows makes no step of 2" in found.notes
+
+
+def test_the_card_waits_for_python_below_the_tokens_of_the_roofline():
+    found = plan.plan(*cases.shipped("qwen2.5-0.5b"), CARDS["h100-sxm"])
+    assert found.chosen is not None
+    setting = found.chosen.setting
+
+    least = roofline.threshold_tokens(
+        found.shape, setting, found.card, length=setting.length, efficiency=0.45
+    )
+
+    assert least
+    assert found.busy_from(found.chosen) == pytest.approx(least)
 
 
 def test_an_epoch_of_known_rows_is_timed():
@@ -425,6 +449,25 @@ def test_what_the_host_has_no_memory_for_is_not_recommended():
     assert roomy.chosen.offloads
     assert tight.chosen is None
     assert any("of RAM, 8.0 GiB free" in c.lost for c in tight.considered)
+    (why, *_) = plan_words.refusal(tight)
+    assert re.search(r"pins \d+\.\d GiB of RAM, 8.0 GiB free", why)
+
+
+def test_of_ram_only_what_is_pinned_is_a_limit():
+    recipe, shape = cases.shipped("qwen2.5-7b")
+
+    found = plan.plan(recipe, shape, CARDS["rtx-4090"], host=host(0.5))
+
+    assert found.chosen is not None
+    assert found.chosen.memory.host > 0.5 * GIB
+
+
+def test_what_a_paged_optimizer_pins_is_not_called_hidden_states():
+    recipe, shape = cases.shipped("qwen2.5-7b", "train.optimizer=paged_adamw_8bit")
+
+    found = plan.plan(recipe, shape, CARDS["rtx-4090"])
+
+    assert "pinned for the optimizer (estimate)" in plan_words.facts(found)["RAM"]
 
 
 def test_wsl_is_told_where_it_will_be_slow():
@@ -481,6 +524,33 @@ def test_a_plan_that_ran_out_of_memory_has_a_thriftier_one():
     assert plan.thriftier(second, second) is None
 
 
+def test_the_thriftier_plan_keeps_the_bits_and_rows_that_were_settled():
+    recipe, shape = cases.shipped("qwen2.5-7b", *OPEN)
+
+    settled = plan.settle(recipe, shape, cases.gpu(), LENGTHS).recipe
+    second = plan.thriftier(recipe, settled)
+
+    assert second is not None
+    assert plan.opened(second) == ()
+    own = {"gradient_checkpointing", "checkpoint_skip_layers"}
+    assert second.train.model_dump(exclude=own) == settled.train.model_dump(exclude=own)
+    assert second.model == settled.model
+    assert second.train.checkpoint_skip_layers == 0
+
+
+@pytest.mark.parametrize("rows", [4096, 4093])  # the second is a prime
+def test_the_largest_step_that_a_recipe_may_ask_for_is_split_into_one_that_it_may_have(rows: int):
+    recipe, shape = cases.shipped("qwen2.5-0.5b", *OPEN[:3], f"train.rows_per_step={rows}")
+
+    for gpu in (None, cases.gpu()):
+        train = plan.settle(recipe, shape, gpu, LENGTHS).recipe.train
+        assert train.micro_rows * train.accumulation_steps == rows
+
+
+def test_no_step_is_split_into_more_micro_batches_than_a_recipe_may_have():
+    assert min(plan_search._divisors(2 * 4096, None)) == 2
+
+
 def test_what_the_recipe_names_is_left_alone():
     recipe, shape = cases.shipped("qwen2.5-7b", "train.gradient_checkpointing=unsloth")
 
@@ -512,7 +582,7 @@ def test_what_other_programs_hold_is_not_ours():
 
 
 def test_an_auto_that_finds_nothing_is_refused_with_cures():
-    recipe, shape = cases.shipped("qwen2.5-14b")
+    recipe, shape = cases.shipped("qwen2.5-14b", "model.quantization=auto")
 
     with pytest.raises(DeviceError) as refused:
         plan.settle(recipe, shape, cases.gpu("NVIDIA GeForce RTX 3060", gib=12), LENGTHS)
@@ -520,7 +590,18 @@ def test_an_auto_that_finds_nothing_is_refused_with_cures():
     assert refused.value.exit_code == 3
     assert str(refused.value).startswith("qwen2.5-14b: needs about ")
     assert "a smaller base (qwen2.5-7b)" in refused.value.hint
-    assert "name train.gradient_checkpointing yourself" in refused.value.hint
+    assert "name model.quantization yourself" in refused.value.hint
+
+
+def test_what_to_recompute_is_thrifty_where_nothing_fits_and_never_refused():
+    recipe, shape = cases.shipped("qwen2.5-14b")  # checkpointing alone is open
+
+    found = plan.settle(recipe, shape, cases.gpu("NVIDIA GeForce RTX 3060", gib=12), LENGTHS)
+
+    train = found.recipe.train
+    assert (train.gradient_checkpointing, train.checkpoint_skip_layers) == ("unsloth", 0)
+    assert found.warning is not None
+    assert found.why["train.gradient_checkpointing"].startswith("what needs least")
 
 
 def test_what_the_user_set_is_only_warned_of():
@@ -555,6 +636,7 @@ def test_a_cpu_is_not_planned_for():
     assert found.recipe.train.micro_rows == 4  # 4,096 tokens at once hold four rows of 1,000
     assert found.recipe.train.gradient_checkpointing == "auto"
     assert found.planned["predicted"]["host_bytes"] > 0
+    assert found.planned["setting"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -597,8 +679,8 @@ def test_runs_that_took_more_make_the_planner_careful():
     card = CARDS["rtx-4090"]
     plain = plan.plan(recipe, shape, card)
     known = [
-        finished(shape, replace(plain.as_is.setting, rows=rows, length=512), 1.2, card.name)
-        for rows in (1, 2, 3, 4)
+        finished(shape, replace(plain.as_is.setting, length=length), 1.2, card.name)
+        for length in (2000, 2010, 2020, 2030)
     ]
 
     careful = plan.plan(recipe, shape, card, corrections=known)
@@ -612,4 +694,75 @@ def test_a_setting_is_described_with_all_that_decides_it():
 
     described = plan_problem.described(shape, setting)
 
-    assert described == {"shape": "qwen2.5-7b", **asdict(setting), "targets": list(ALL_LINEAR)}
+    sizes = {"shape": "qwen2.5-7b", "params": shape.params}
+    assert described == {**sizes, **asdict(setting), "targets": list(ALL_LINEAR)}
+
+
+def test_two_bases_of_the_same_unknown_name_are_not_the_same_setting():
+    shape, setting = SHAPES["qwen2.5-7b"], qlora()
+    larger = replace(shape, layers=2 * shape.layers)
+
+    assert plan_problem.described(shape, setting) != plan_problem.described(larger, setting)
+
+
+def test_runs_that_disagree_make_no_one_more_careful_than_none_at_all():
+    recipe, shape = cases.shipped("qwen2.5-7b")
+    card = CARDS["rtx-4090"]
+    plain = plan.plan(recipe, shape, card)
+    setting = plain.as_is.setting
+    known = [finished(shape, setting, ratio, card.name) for ratio in (0.7, 1.0, 1.0, 1.4, 6.7)]
+
+    found = plan.plan(recipe, shape, card, corrections=known)
+    twin = next(c for c in found.considered if c.setting == setting)
+
+    assert twin.need_bytes <= plain.as_is.need_bytes
+    assert found.as_is.fits
+
+
+def test_what_ran_out_of_memory_is_not_chosen_again():
+    recipe, shape = cases.shipped("qwen2.5-7b")
+    first = plan.settle(recipe, shape, cases.gpu(), LENGTHS)
+    setting, sizes = first.planned["setting"], first.planned["predicted"]
+    usable = float(first.planned["usable_bytes"])
+    sizes = {key: float(value) for key, value in sizes.items() if value is not None}
+    failed = Entry(
+        0.0, "run", cases.gpu().name, "base", setting, sizes, {}, ran_out_of_bytes=usable
+    )
+
+    again = plan.settle(recipe, shape, cases.gpu(), LENGTHS, corrections=[failed])
+
+    assert again.recipe.train.checkpoint_skip_layers < first.recipe.train.checkpoint_skip_layers
+    assert again.warning is None
+
+
+# What is not modelled
+
+
+def test_dora_is_planned_with_care_and_keeps_no_layer():
+    recipe, shape = cases.shipped("qwen2.5-0.5b", "lora.dora=true")
+    card = CARDS["h100-sxm"]
+
+    found = plan.plan(recipe, shape, card)
+    own = found.as_is.setting
+
+    assert found.chosen is not None
+    assert own.is_dora
+    assert all(c.setting.checkpointing != "none" for c in found.considered)
+    assert all(c.setting.skip_layers == 0 for c in found.considered)
+    exact = finished(shape, own, 0.9, card.name)
+    assert plan.plan(recipe, shape, card, corrections=[exact] * 9).as_is == found.as_is
+
+
+# The base's own files
+
+
+def test_the_bases_own_files_tell_the_weights():
+    recipe, shape = cases.shipped("qwen2.5-7b")
+    stored = {"nf4": 6 * GIB, "none": 15 * GIB}
+
+    found = plan.plan(recipe, shape, CARDS["rtx-4090"], stored=stored)
+    settled = plan.settle(recipe, shape, cases.gpu(), LENGTHS, stored=stored)
+
+    assert {c.memory.weights for c in found.considered} == set(stored.values())
+    assert settled.predicted is not None
+    assert settled.predicted.weights == 6 * GIB

@@ -14,6 +14,7 @@ import pytest
 
 from fastsft import (
     commands,
+    estimate,
     hardware,
     history,
     plan_words,
@@ -24,6 +25,7 @@ from fastsft import (
 )
 from fastsft.base import Base
 from fastsft.data.prepare import Prepared
+from fastsft.demo.tiny import BASE
 from fastsft.errors import DeviceError, FastsftError, RecipeError
 from fastsft.hardware import Gpu
 from fastsft.history import Entry
@@ -194,6 +196,16 @@ def test_the_sizes_of_a_folder_are_those_of_its_config():
     recipe = request.load("tiny-mistral", None, [], verb="plan")
 
     assert planning.shape_of(recipe).model_type == "mistral"
+
+
+def test_the_weights_of_a_folder_are_those_of_its_files(capsys: pytest.CaptureFixture[str]):
+    plan("tiny-mistral", f"model.base={BASE}", "model.family=qwen2.5", vram=24, as_json=True)
+
+    found = json.loads(capsys.readouterr().out)
+    recipe = request.load("tiny-mistral", None, [], verb="plan")
+    stored = estimate.stored_weights(BASE, recipe)
+    assert stored
+    assert {c["memory_bytes"]["weights"] for c in found["considered"]} <= set(stored.values())
 
 
 def test_a_config_without_sizes_is_an_error_not_a_traceback(tmp_path: Path):

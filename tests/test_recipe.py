@@ -193,6 +193,12 @@ def test_what_no_engine_can_honour_is_refused(sections: dict[str, Any], fault: s
     assert faults(**sections) == [fault]
 
 
+def test_a_step_has_no_more_rows_than_one_at_a_time_can_make():
+    assert faults(train={"micro_batch_rows": "auto", "rows_per_step": 4097}) == [
+        "Input should be less than or equal to 4096"
+    ]
+
+
 def test_each_combination_has_its_case():
     marks = test_what_no_engine_can_honour_is_refused.pytestmark  # type: ignore[attr-defined]
     told = {case[1] for case in marks[0].args[1]}

@@ -143,6 +143,20 @@ def test_power_is_a_mean_and_throttling_every_reason_seen(sleeper: int):
     assert sampler.throttle_names(peaks.throttle) == ("power cap", "thermal, hardware")
 
 
+def test_an_older_driver_is_asked_by_the_older_name(sleeper: int):
+    nvml = Nvml([(0, [])])
+    nvml.refuses = {"nvmlDeviceGetCurrentClocksEventReasons"}
+    nvml.nvmlDeviceGetCurrentClocksThrottleReasons = lambda _: 0x1 | 0x8  # type: ignore[attr-defined]
+
+    assert watched(sleeper, nvml)[0].throttle == 0x8
+
+
+def test_a_list_without_even_our_process_tells_of_no_others(sleeper: int):
+    peaks, _ = watched(sleeper, Nvml([(0, []), (700 * MIB, [])]))
+
+    assert peaks.others is None
+
+
 def test_an_idle_gpu_is_not_throttled(sleeper: int):
     assert watched(sleeper, Nvml([(0, [])]))[0].throttle == 0
 
@@ -168,7 +182,7 @@ def test_without_a_driver_there_is_nothing_of_a_gpu(sleeper: int):
 
 
 @pytest.mark.parametrize(
-    ("visible", "asked_for"), [("", "0"), ("2,3", "2"), ("GPU-4f1c,GPU-0", "GPU-4f1c")]
+    ("visible", "asked_for"), [("0", "0"), ("2,3", "2"), ("GPU-4f1c,GPU-0", "GPU-4f1c")]
 )
 def test_the_card_is_the_first_that_the_child_sees(
     sleeper: int, monkeypatch: pytest.MonkeyPatch, visible: str, asked_for: str

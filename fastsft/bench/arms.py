@@ -33,36 +33,52 @@ def plan(
 
     Raises RecipeError when the peer is neither an engine nor a recipe, or is the recipe itself.
     """
-    own = ArmPlan(recipe.engine if against in (None, *ENGINES) else name, recipe)
-    arms = [own] if against is None else [own, _peer(name, recipe, against)]
+    if against in ENGINES:
+        arms = _engines(recipe, against, device)
+    elif against is not None:
+        arms = [ArmPlan(name, recipe), _other_recipe(name, recipe, against)]
+    else:
+        arms = [ArmPlan(recipe.engine, recipe)]
     return [replace(arm, recipe=_short(arm.recipe, steps)) for arm in _alike(arms, device)]
 
 
-def _peer(name: str, recipe: Recipe, against: str) -> ArmPlan:
-    if against in ENGINES:
-        if against == recipe.engine:
-            others = " or ".join(engine for engine in ENGINES if engine != against)
-            raise RecipeError(
-                f"the recipe's engine is {against} already",
-                where="--against",
-                hint=f"--against {others}, or another recipe",
-            )
-        return _on_engine(recipe, against)
-    return _other_recipe(name, recipe, against)
+def by_both_engines(recipe: Recipe) -> Recipe:
+    """The recipe by the reference, whose settings Unsloth has too: to settle what is open with."""
+    shared, _ = _honoured(recipe)
+    return _with(shared, {"engine": "reference"})
 
 
-def _on_engine(recipe: Recipe, engine: str) -> ArmPlan:
-    """The same recipe by another engine; what that cannot honour is changed, and told."""
-    wanted: dict[str, Any] = {}
-    if engine == "reference":
-        if recipe.train.gradient_checkpointing == "unsloth":
-            wanted["train.gradient_checkpointing"] = "standard"
-        if recipe.train.checkpoint_skip_layers:
-            wanted["train.checkpoint_skip_layers"] = 0
-    elif not recipe.model.double_quant:
-        wanted["model.double_quant"] = True
-    changed, told = _changed(recipe, wanted, why=f"engine {engine} has nothing else")
-    return ArmPlan(engine, _with(changed, {"engine": engine}), told)
+def pinned(recipe: Recipe, settled: Recipe, keys: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with these keys as they are in the other, and a line for each."""
+    values = settled.model_dump(mode="json")
+    wanted = {key: _at(values, key) for key in keys}
+    if "train.micro_batch_rows" in wanted:
+        wanted["train.rows_per_step"] = None
+    return _changed(recipe, wanted, why="for both engines alike")
+
+
+def _engines(recipe: Recipe, against: str, device: Device) -> list[ArmPlan]:
+    """The recipe by two engines, in the settings that both have."""
+    if against == recipe.engine:
+        others = " or ".join(engine for engine in ENGINES if engine != against)
+        raise RecipeError(
+            f"the recipe's engine is {against} already",
+            where="--against",
+            hint=f"--against {others}, or another recipe",
+        )
+    shared, told = _honoured(recipe)
+    if device.kind == "cuda" and shared.train.gradient_checkpointing == "auto":
+        shared = _with(shared, {"train.gradient_checkpointing": "standard"})
+    peer = _with(shared, {"engine": against})
+    return [ArmPlan(recipe.engine, shared, told), ArmPlan(against, peer, told)]
+
+
+def _honoured(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe in what both engines can do; kernels are compared at equal settings or not."""
+    wanted: dict[str, Any] = {"train.checkpoint_skip_layers": 0, "model.double_quant": True}
+    if recipe.train.gradient_checkpointing == "unsloth":
+        wanted["train.gradient_checkpointing"] = "standard"
+    return _changed(recipe, wanted, why="which both engines have")
 
 
 def _other_recipe(name: str, recipe: Recipe, against: str) -> ArmPlan:

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,45 +23,31 @@ BUSY_SHARE = 0.1
 """Of the machine's processors in others' hands, above which a CPU row says so."""
 
 
-def gpu() -> GpuFacts | None:
-    """The first GPU; None where there is none."""
-    found = hardware.gpu()
+def gpu(nvml: Any = None) -> GpuFacts | None:
+    """The GPU that training will use; None where there is none.  `nvml`: pynvml by default."""
+    found = hardware.gpu(nvml)
     if found is None:
         return None
-    power, clock, generation, width = _asked()
+    asked = import_module("pynvml") if nvml is None else nvml
+    milliwatts = _told(asked, "nvmlDeviceGetEnforcedPowerLimit")
+    generation = _told(asked, "nvmlDeviceGetMaxPcieLinkGeneration")
+    width = _told(asked, "nvmlDeviceGetMaxPcieLinkWidth")
     return GpuFacts(
         name=found.name,
         memory_bytes=found.memory_bytes,
         driver=found.driver,
         compute_capability=found.compute_capability,
-        power_limit_w=power,
-        sm_clock_max_mhz=None if clock is None else round(clock),
-        pcie=None if generation is None or width is None else f"{generation:g} x{width:g}",
+        power_limit_w=None if milliwatts is None else milliwatts / 1000,
+        sm_clock_max_mhz=_told(asked, "nvmlDeviceGetMaxClockInfo", asked.NVML_CLOCK_SM),
+        pcie=None if generation is None or width is None else f"{generation} x{width}",
     )
 
 
-def _asked() -> list[float | None]:
-    """Power limit, highest clock, PCIe generation and width, as `nvidia-smi` tells.
-
-    Source: `nvidia-smi --help-query-gpu`; watts and MHz.
-    """
-    keys = ("power.limit", "clocks.max.sm", "pcie.link.gen.max", "pcie.link.width.max")
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return [None] * len(keys)
-    command = [tool, f"--query-gpu={','.join(keys)}", "--format=csv,noheader,nounits"]
+def _told(nvml: Any, name: str, *arguments: Any) -> int | None:
+    """What NVML says of the GPU; None where the card or the driver does not tell."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        values = done.stdout.splitlines()[0].split(", ")
-    except (OSError, subprocess.SubprocessError, IndexError):
-        return [None] * len(keys)
-    return [_number(value) for value in (*values, *[""] * len(keys))[: len(keys)]]
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:  # such as [N/A]
+        return int(getattr(nvml, name)(hardware.handle(nvml), *arguments))
+    except Exception:  # a figure less in the record
         return None
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from statistics import mean
 
 from fastsft import __version__, cards, estimate, events, meter, recipe_file, sampler
@@ -11,9 +11,10 @@ from fastsft.bench import row
 from fastsft.bench.arms import ArmPlan
 from fastsft.bench.machine import BUSY_SHARE
 from fastsft.bench.row import Expected, GpuFacts, Row
+from fastsft.data import arrays
 from fastsft.engine.settings import Resolved
 from fastsft.run import Run
-from fastsft.sampler import Sample
+from fastsft.sampler import Peaks, Sample
 from fastsft.shapes import Shape
 
 
@@ -25,9 +26,11 @@ class Subject:
     recipe: str
     base: Base
     base_name: str
+    base_stored: str | None
     is_synthetic: bool
     shape: Shape | None
-    tokens_sha256: str
+    overrides: tuple[str, ...]
+    has_data: bool
     vram_cap_gib: float | None
     warmup: int
     steps: int
@@ -51,6 +54,7 @@ class Process:
     resolved: Resolved
     expected: Expected
     samples: Sequence[Sample]
+    peaks: Peaks
     began_s: float
     others_cpu_share: float
     error: str | None = None
@@ -124,6 +128,7 @@ def _identity(process: Process) -> row.Identity:
             params=subject.shape.params if subject.shape else None,
             is_synthetic=subject.is_synthetic,
             fingerprint=subject.base.fingerprint,
+            stored=subject.base_stored,
         ),
         fastsft=__version__,
         commit=subject.commit,
@@ -134,9 +139,12 @@ def _identity(process: Process) -> row.Identity:
         os=subject.system,
         python=subject.python,
         seed=recipe.train.seed,
-        tokens_sha256=subject.tokens_sha256,
+        tokens_sha256=arrays.load(process.run.tokens_path)[0].sha256(),
         order_hash=process.measured.order_hash if process.measured else "",
         time_s=process.began_s,
+        device=process.run.manifest().get("device"),
+        overrides=list(subject.overrides),
+        has_data=subject.has_data,
     )
 
 
@@ -156,6 +164,7 @@ def _settings(process: Process) -> row.Settings:
         targets=list(recipe.lora.targets),
         learning_rate=recipe.train.learning_rate,
         parameters=recipe.train.parameters,
+        double_quant=recipe.model.double_quant,
     )
 
 
@@ -244,25 +253,26 @@ def _flops_per_s(
 
 
 def _memory(process: Process) -> row.Memory:
-    measured, samples = process.measured, process.samples
+    measured, outside = process.measured, process.peaks
     phases = {name: dict(peaks) for name, peaks in measured.vram.items()} if measured else {}
     peaks = {
         key: max((peaks[key] for peaks in phases.values() if key in peaks), default=None)
         for key in ("allocated", "active", "reserved")
     }
-    held = _most([sample.process_vram_bytes for sample in samples])
     predicted = _predicted(process)
     return row.Memory(
         allocated_bytes=peaks["allocated"],
         active_bytes=peaks["active"],
         reserved_bytes=peaks["reserved"],
-        process_bytes=held,
-        device_bytes=_most([sample.device_vram_bytes for sample in samples]),
-        host_rss_bytes=_most([sample.host_rss_bytes for sample in samples]),
+        process_bytes=outside.process_vram_bytes,
+        device_bytes=outside.device_vram_bytes,
+        host_rss_bytes=outside.host_rss_bytes,
         pinned_bytes=measured.pinned_bytes if measured else None,
+        device_before_bytes=process.samples[0].device_vram_bytes if process.samples else None,
+        is_vram_by_difference=outside.is_vram_by_difference,
         phases=phases,
         predicted=predicted,
-        error=_error(predicted, peaks["allocated"], held),
+        error=_error(predicted, peaks["allocated"], outside.process_vram_bytes),
         samples=_thinned(process),
         marks=_marks(process),
     )
@@ -345,15 +355,13 @@ def _gpu_state(process: Process) -> row.GpuState | None:
         return None
     samples = _in_window(process)
     clocks = [sample.sm_clock_mhz for sample in samples if sample.sm_clock_mhz is not None]
-    bits = 0
-    for sample in samples:
-        bits |= sample.throttle
+    reasons = reduce(sampler.either, [sample.throttle for sample in samples], None)
     return row.GpuState(
         mean_power_w=_mean_power(process),
         sm_clock_mhz=(min(clocks), max(clocks)) if clocks else None,
         temperature_c=_most([sample.temperature_c for sample in samples]),
-        throttle=list(sampler.throttle_names(bits)),
-        other_processes=max((sample.others for sample in samples), default=0),
+        throttle=None if reasons is None else list(sampler.throttle_names(reasons)),
+        other_processes=_most([sample.others for sample in samples]),
     )
 
 

@@ -77,7 +77,7 @@ def page(rows: Sequence[Row], summary: Summary, pictures: dict[str, str]) -> str
         pictures=[(CAPTIONS[name], inline(pictures[name])) for name in pictures],
         predictions=predictions(rows, summary),
         identity=dict(_identity(rows[0])),
-        settings=dict(_settings(rows[0])),
+        settings=settings(rows),
         versions=rows[0].identity.versions,
         command=command(rows, summary),
         errors=[(_name(row), row.error) for row in rows if row.error],
@@ -157,12 +157,15 @@ def _predictions(row: Row) -> Iterator[Prediction]:
     for what, predicted, measured in (
         ("allocated", said.allocated_bytes, was.allocated_bytes),
         ("reserved", said.reserved_bytes, was.reserved_bytes),
-        ("process", said.process_bytes, was.process_bytes),
-        ("host", said.host_bytes, was.host_rss_bytes),
+        (f"process{_told(row)}", said.process_bytes, was.process_bytes),
     ):
         error = predicted / measured - 1 if measured else None
         told = (gib(predicted), gib(measured), table.signed(error))
         yield Prediction(row.identity.arm, what, *told)
+
+
+def _told(row: Row) -> str:
+    return " (device less what was in use)" if row.memory.is_vram_by_difference else ""
 
 
 def _identity(row: Row) -> Iterator[tuple[str, str]]:
@@ -174,7 +177,10 @@ def _identity(row: Row) -> Iterator[tuple[str, str]]:
     yield "recipe", f"{who.recipe} ({who.recipe_hash[:12]})"
     params = f", {_count(who.base.params)} parameters" if who.base.params else ""
     weights = ", random weights of the real shape" if who.base.is_synthetic else ""
-    yield "base", f"{who.base.name}{params}{weights}"
+    stored = f", stored in {who.base.stored}" if who.base.stored else ""
+    yield "base", f"{who.base.name}{params}{weights}{stored}"
+    if table.as_stored([row]):
+        yield "not the real model's", "loading, the time to the first step, and host RAM"
     if who.gpu:
         yield "GPU", f"{who.gpu.name}, {gib(who.gpu.memory_bytes)}, driver {who.gpu.driver}"
         yield "GPU limits", _limits(row)
@@ -207,8 +213,21 @@ def _limits(row: Row) -> str:
     return ", ".join(parts) or table.UNKNOWN
 
 
+def settings(rows: Sequence[Row]) -> dict[str, str]:
+    """What ran, as words; where the arms are not alike, each arm's own."""
+    first = {row.identity.arm: dict(_settings(row)) for row in reversed(rows)}
+    arms = list(dict.fromkeys(row.identity.arm for row in rows))
+    found = {}
+    for name in first[arms[0]]:
+        values = {arm: first[arm][name] for arm in arms}
+        is_shared = len(set(values.values())) == 1
+        each = "; ".join(f"{arm}: {value}" for arm, value in values.items())
+        found[name] = values[arms[0]] if is_shared else each
+    return found
+
+
 def _settings(row: Row) -> Iterator[tuple[str, str]]:
-    """What both arms share, as words; the arms' own settings are in the rows' files."""
+    """One row's settings, as words."""
     s, work = row.settings, row.work
     skipped = f", {s.checkpoint_skip_layers} layers kept" if s.checkpoint_skip_layers else ""
     yield "base held in", f"{s.quantization}, computed in {s.dtype}"
@@ -223,13 +242,19 @@ def _settings(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def command(rows: Sequence[Row], summary: Summary) -> str:
-    """The command that makes the same bench, as far as the rows know it."""
+    """The command that makes the same bench, as far as the rows know it.
+
+    No path is in a row, so that data of one's own stands for itself.
+    """
     first, arms = rows[0], summary.arms
     words = ["fastsft", "bench", summary.recipe]
     if len(arms) > 1:
         words += ["--against", arms[1].arm]
     words += ["--steps", str(first.work.steps), "--warmup", str(first.work.warmup_steps)]
     words += ["--repeats", str(max(arm.rows for arm in arms))]
+    for override in first.identity.overrides:
+        words += ["--set", override]
+    words += ["--data", "ROWS"] if first.identity.has_data else []
     words += ["--synthetic"] if first.identity.base.is_synthetic else []
     if first.identity.vram_cap_gib is not None:
         words += ["--vram-cap", f"{first.identity.vram_cap_gib:g}"]

@@ -120,7 +120,7 @@ def ready(order: Order, *, bench: str) -> Iterator[Bench]:
         if order.is_synthetic:
             prepared = _random_rows(plans, base, Path(folder), order.all_steps)
         yield Bench(
-            subject=_subject(order, recipe, base, prepared, bench),
+            subject=_subject(order, recipe, base, bench),
             arms=[_arm(arm, base, prepared, device, order.all_steps) for arm in plans],
             prepared=prepared,
             repeats=order.repeats,
@@ -133,12 +133,19 @@ def _settled(
 ) -> list[ArmPlan]:
     """The arms with each `auto` of the planner's as a value: the first recipe's, for its peer too.
 
+    Two engines get values that both have, or the better equipped one would be compared at its own.
     The base is the random one where that is trained.
     """
     gpu, shape = _card(order), shape_of(base)
-    settled = plan.settle(recipe, shape, gpu, lengths)
+    told: tuple[str, ...] = ()
+    if order.against in arms.ENGINES:
+        by_both = plan.settle(arms.by_both_engines(recipe), shape, gpu, lengths).recipe
+        settled, told = arms.pinned(recipe, by_both, plan.opened(recipe))
+    else:
+        settled = plan.settle(recipe, shape, gpu, lengths).recipe
     found = []
-    for arm in plans_of(order, settled.recipe, device):
+    for arm in plans_of(order, settled, device):
+        arm = replace(arm, changes=(*told, *arm.changes))
         arm = replace(arm, recipe=plan.settle(arm.recipe, shape, gpu, lengths).recipe)
         found.append(_on(arm, base) if order.is_synthetic else arm)
     return found
@@ -171,6 +178,18 @@ def shape_of(base: Base) -> Shape | None:
         return shapes.of(json.loads((base.folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, DataError):
         return None
+
+
+def stored_in(folder: Path) -> str | None:
+    """How a base's files hold its weights, `nf4` or a dtype; None where the config does not say."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if "quantization_config" in config:
+        return "nf4"  # `base.check_config` takes no other
+    named = config.get("dtype") or config.get("torch_dtype")
+    return named if named in ("bfloat16", "float16", "float32") else None
 
 
 def _random_base(order: Order, plans: Sequence[ArmPlan]) -> Base:
@@ -258,7 +277,6 @@ def _subject(
     asked: Order,
     recipe: Recipe,
     base: Base,
-    prepared: Prepared,
     bench: str,
 ) -> Subject:
     name = request.short_name(asked.recipe)
@@ -267,10 +285,14 @@ def _subject(
         bench=bench,
         recipe=name,
         base=base,
-        base_name=f"synthetic:{name}" if base.is_synthetic else recipe.model.base,
+        base_name=f"synthetic:{shape.name if shape else name}"
+        if base.is_synthetic
+        else recipe.model.base,
+        base_stored=stored_in(base.folder),
         is_synthetic=base.is_synthetic,
         shape=shape,
-        tokens_sha256=prepared.train.sha256(),
+        overrides=tuple(asked.overrides),
+        has_data=asked.data is not None,
         vram_cap_gib=asked.vram_cap_gib,
         warmup=asked.warmup,
         steps=asked.steps,

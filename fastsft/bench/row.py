@@ -1,5 +1,6 @@
 """The record of one measured process, and the summary of a bench.  Reads and writes them."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,17 @@ _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The model that is trained; `params` is None where its shape is not known."""
+    """The model that is trained; `params` is None where its shape is not known.
+
+    `stored`: how its files hold the weights, such as `bfloat16`, or `nf4` for random ones that are
+    written in 4 bits; None where that is not known.
+    """
 
     name: str
     params: int | None
     is_synthetic: bool
     fingerprint: str
+    stored: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,12 @@ class CpuFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What ran, on what.  `order` is the process's place in the bench, from 1."""
+    """What ran, on what.  `order` is the process's place in the bench, from 1.
+
+    `device`: as torch names it in the process that trained; `gpu`: as the driver does.
+    `tokens_sha256`: of the file that this process read; `overrides`: the recipe's keys that were
+    changed, as `key=value`; `has_data`: its data was named too.
+    """
 
     bench: str
     arm: str
@@ -74,6 +85,9 @@ class Identity:
     tokens_sha256: str
     order_hash: str
     time_s: float
+    device: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    has_data: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +107,7 @@ class Settings:
     targets: list[str]
     learning_rate: float
     parameters: str = "lora"
+    double_quant: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +139,7 @@ class Expected:
     """What the token arrays say of the steps, counted without the trainer (`order.py`).
 
     An item is a row, or a packed sequence of rows.  `real_tokens` and `trained_tokens` are an
-    epoch's.
+    epoch's.  `order_hash` is empty where the order of rows cannot be worked out.
     """
 
     order_hash: str
@@ -141,7 +156,10 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class Time:
-    """Seconds.  `steps_s` is every measured step; `to_first_step_s` counts from the command."""
+    """Seconds.  `steps_s` is every measured step.
+
+    `to_first_step_s` counts from the launch of the process; preparing the data comes before it.
+    """
 
     import_s: float | None
     load_s: float | None
@@ -203,8 +221,10 @@ class Memory:
     """Peaks in bytes.  None is what this device does not have, or nobody could ask.
 
     `allocated`, `active`, `reserved`: of torch's allocator; `process`, `device`: as the driver
-    tells, sampled.  `samples` are (seconds since the start, host, process); `marks` are seconds at
-    which phases begin.
+    tells, sampled; `device_before`: what others had in use as the process began.
+    `is_vram_by_difference`: the driver did not tell the process's share, so that `process` is what
+    the device had in use, less what it had before.  `samples` are (seconds since the start, host,
+    process); `marks` are seconds at which phases begin.
     """
 
     allocated_bytes: int | None
@@ -214,6 +234,8 @@ class Memory:
     device_bytes: int | None
     host_rss_bytes: int | None
     pinned_bytes: int | None
+    device_before_bytes: int | None = None
+    is_vram_by_difference: bool = False
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     predicted: Predicted | None = None
     error: PredictionError | None = None
@@ -223,13 +245,13 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuState:
-    """How the card fared in the measured window."""
+    """How the card fared in the measured window; None is what its driver did not tell."""
 
     mean_power_w: float | None
     sm_clock_mhz: tuple[int, int] | None
     temperature_c: int | None
-    throttle: list[str]
-    other_processes: int
+    throttle: list[str] | None
+    other_processes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +343,8 @@ class Summary:
 
     `ratio`: the first arm's median trained tokens/s over the second's; `aa_band`: the widest
     relative spread among repeats of one arm; `is_difference`: the ratio lies outside of it.
+    `differences`: the settings in which the arms are not alike; where there are any, the ratio
+    speaks of those too, and not of kernels.
     """
 
     __pydantic_config__ = _STRICT
@@ -329,8 +353,9 @@ class Summary:
     bench: str
     recipe: str
     device: str
-    speaks_of: Literal["pipeline", "kernels"]
+    speaks_of: Literal["pipeline", "kernels", "settings"]
     arms: list[Arm]
+    differences: list[str] = field(default_factory=list)
     ratio: float | None
     aa_band: float | None
     is_difference: bool
@@ -348,9 +373,8 @@ def text(record: Row | Summary) -> str:
 
 
 def as_dict(record: Row | Summary) -> dict[str, Any]:
-    """The record as JSON values."""
-    adapter: TypeAdapter[Any] = _ROW if isinstance(record, Row) else _SUMMARY
-    found: dict[str, Any] = adapter.dump_python(record, mode="json")
+    """The record as JSON values; a number that is not finite is a string."""
+    found: dict[str, Any] = json.loads(text(record))
     return found
 
 

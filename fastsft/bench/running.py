@@ -95,15 +95,14 @@ def _measured(bench: Bench, arm: Arm, turn: Turn, show: Callable[[events.Event],
 def _trained(
     bench: Bench, arm: Arm, turn: Turn, run: Run, show: Callable[[events.Event], None]
 ) -> Process:
-    sampler, error = Sampler(), None
+    sampler, error, seen = Sampler(), None, _Interruptible(show)
     before, began_s = Load.now(), time.time()
     try:
-        last = launch.train(run, show, vram_cap_gib=bench.subject.vram_cap_gib, sampler=sampler)
+        launch.train(run, seen, vram_cap_gib=bench.subject.vram_cap_gib, sampler=sampler)
     except FastsftError as failure:
         error = f"{type(failure).__name__}: {failure.what}"
-    else:
-        if isinstance(last, events.Stopped):
-            raise KeyboardInterrupt
+    if seen.was_interrupted:
+        raise KeyboardInterrupt
     return Process(
         subject=bench.subject,
         arm=arm.plan,
@@ -113,10 +112,23 @@ def _trained(
         resolved=arm.resolved,
         expected=arm.expected,
         samples=list(sampler.samples),
+        peaks=sampler.peaks(),
         began_s=began_s,
         others_cpu_share=others_share(before, Load.now()),
         error=error,
     )
+
+
+class _Interruptible:
+    """Shows events, and remembers Ctrl-C: a child in its last step finishes all the same."""
+
+    def __init__(self, show: Callable[[events.Event], None]) -> None:
+        self.show, self.was_interrupted = show, False
+
+    def __call__(self, event: events.Event) -> None:
+        is_told = isinstance(event, events.Note) and event.text == launch.STOPPING
+        self.was_interrupted |= is_told or isinstance(event, events.Stopped)
+        self.show(event)
 
 
 def _exported(process: Process, folder: Path) -> Process:

@@ -7,6 +7,7 @@ copied.
 
 import json
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from fastsft import base, errors, families, recipe_file, shapes
 from fastsft.bench import gates, row, statistics
 from fastsft.bench.arms import ENGINES, ArmPlan
 from fastsft.bench.row import Row
-from fastsft.errors import RecipeError
+from fastsft.errors import DataError, RecipeError
 from fastsft.recipe import Recipe
 from fastsft.run import write_atomically
 
@@ -27,19 +28,43 @@ DATA_KEYS = {"max_tokens", "overlength", "train_on"}
 SECTIONS = ("engine", "method", "model", "lora", "train")
 OWN = "own"
 """In place of a name that only its owner knows."""
+AN_ERROR = "an error"
+"""In place of an error that is none of ours."""
+PUBLIC = re.compile(
+    r"(engine|model\.(quantization|double_quant|dtype)|data\.max_tokens|lora\.\w+|train\.\w+)"
+    r"=[\w.,\[\] -]{0,80}"
+)
 KERNEL = re.compile(r"^(\w+ \d+\.\d+)(?:.*(microsoft))?", re.IGNORECASE)
 
 
 def check(path: Path) -> None:
     """Raises RecipeError when the file could not be written in the end."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    folder, what = path.absolute().parent, ""
+    if path.is_dir() or not folder.is_dir():
         what = "is a folder" if path.is_dir() else "its folder does not exist"
-        raise RecipeError(what, where=f"--share {path}", hint="name a file in a folder that exists")
+    else:
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            what = f"its folder cannot be written to: {error.strerror or error}"
+    if what:
+        raise RecipeError(what, where=f"--share {path}", hint="name a file in a folder of yours")
 
 
 def write(path: Path, rows: Sequence[Row], plans: Sequence[ArmPlan]) -> None:
-    """Write what strangers need of these rows, one or more."""
-    write_atomically(path.absolute(), json.dumps(document(rows, plans), indent=1) + "\n")
+    """Write what strangers need of these rows, one or more.
+
+    Raises DataError when the file cannot be written, whatever `check` said.
+    """
+    text = json.dumps(document(rows, plans), indent=1, allow_nan=False) + "\n"
+    try:
+        write_atomically(path.absolute(), text)
+    except OSError as error:
+        raise DataError(
+            f"cannot be written: {error.strerror or error}",
+            where=f"--share {path}",
+            hint="the results are kept; only the file to share is missing",
+        ) from error
 
 
 def document(rows: Sequence[Row], plans: Sequence[ArmPlan]) -> dict[str, Any]:
@@ -88,7 +113,7 @@ def _digest(recipe: Mapping[str, Any]) -> str:
 
 
 def _row(private: Row, names: Mapping[str, str], hashes: Mapping[str, str]) -> Row:
-    identity, memory = private.identity, private.memory
+    identity = private.identity
     arm = names[identity.arm]
     recipe = identity.recipe if identity.recipe in recipe_file.shipped_names() else OWN
     day = int(identity.time_s // 86400) * 86400
@@ -104,18 +129,24 @@ def _row(private: Row, names: Mapping[str, str], hashes: Mapping[str, str]) -> R
             versions={name: _version(found) for name, found in identity.versions.items()},
             os=_system(identity.os),
             time_s=float(day),
+            overrides=[text for text in identity.overrides if is_public(text)],
         ),
-        memory=replace(memory, samples=list(memory.samples)),
         error=_error(private.error),
         notes=[],
         validity=row.Validity(is_valid=False, gates=[]),
     )
 
 
+def is_public(override: str) -> bool:
+    """Whether an override may be shared: numbers and choices, and no tracker of one's own."""
+    key = override.partition("=")[0]
+    return PUBLIC.fullmatch(override) is not None and key != "train.report_to"
+
+
 def _error(told: str | None) -> str | None:
     """The class of an error, whose text may name files."""
     name = told.partition(":")[0] if told else ""
-    return (name if hasattr(errors, name) else "an error") if told else None
+    return (name if hasattr(errors, name) else AN_ERROR) if told else None
 
 
 def _version(found: str) -> str:

@@ -1,9 +1,10 @@
 """What the rows of a bench amount to: medians, bands, and whether a difference is one.  Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from statistics import median
 
-from fastsft.bench.row import Arm, Row, Spread, Summary
+from fastsft.bench.row import Arm, Row, Settings, Spread, Summary
 
 ENOUGH = 3
 """Valid rows of an arm from which a median is more than an anecdote.
@@ -20,19 +21,38 @@ def summarise(rows: Sequence[Row]) -> Summary:
     names = list(dict.fromkeys(row.identity.arm for row in rows))
     arms = [_arm([row for row in rows if row.identity.arm == name]) for name in names]
     first = rows[0].identity
-    ratio, band = _ratio(arms), _band(arms)
+    ratio, band, apart = _ratio(arms), _band(arms), differences(rows)
     is_difference = ratio is not None and band is not None and is_outside(ratio, band)
     return Summary(
         bench=first.bench,
         recipe=first.recipe,
         device=first.gpu.name if first.gpu else first.cpu.name,
-        speaks_of="kernels" if first.gpu else "pipeline",
+        speaks_of="pipeline" if first.gpu is None else "settings" if apart else "kernels",
         arms=arms,
+        differences=apart,
         ratio=ratio,
         aa_band=band,
         is_difference=is_difference,
-        statement=_statement(arms, ratio, band, is_cpu=first.gpu is None),
+        statement=_statement(arms, ratio, band, apart, is_cpu=first.gpu is None),
     )
+
+
+def differences(rows: Sequence[Row]) -> list[str]:
+    """The settings in which the first two arms are not alike, each with both values."""
+    first = {row.identity.arm: row.settings for row in reversed(rows)}
+    names = list(dict.fromkeys(row.identity.arm for row in rows))[:2]
+    return list(_apart(*(first[name] for name in names))) if len(names) == 2 else []
+
+
+def _apart(one: Settings, other: Settings) -> Iterator[str]:
+    for each in fields(Settings):
+        mine, its = getattr(one, each.name), getattr(other, each.name)
+        if mine != its:
+            yield f"{each.name.replace('_', ' ')} {_word(mine)} against {_word(its)}"
+
+
+def _word(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def is_outside(ratio: float, band: float) -> bool:
@@ -70,7 +90,9 @@ def _arm(rows: Sequence[Row]) -> Arm:
 def _ratio(arms: Sequence[Arm]) -> float | None:
     """The first arm's trained tokens/s over the second's."""
     rates = [arm.trained_tokens_per_s for arm in arms[:2]]
-    if len(rates) < 2 or rates[0] is None or rates[1] is None or not rates[1].median:
+    if len(rates) < 2 or rates[0] is None or rates[1] is None:
+        return None
+    if min(rates[0].median, rates[1].median) <= 0:
         return None
     return rates[0].median / rates[1].median
 
@@ -86,10 +108,15 @@ def _band(arms: Sequence[Arm]) -> float | None:
 
 
 def _statement(
-    arms: Sequence[Arm], ratio: float | None, band: float | None, *, is_cpu: bool
+    arms: Sequence[Arm],
+    ratio: float | None,
+    band: float | None,
+    apart: Sequence[str],
+    *,
+    is_cpu: bool,
 ) -> str:
     """What may be said, and no more."""
-    parts = [_figures(arms, ratio, band), _lost(arms), _few(arms)]
+    parts = [_figures(arms, ratio, band), _unlike(apart), _lost(arms), _few(arms)]
     told = ". ".join(part for part in parts if part)
     return f"{told}. {PIPELINE[0].upper()}{PIPELINE[1:]}." if is_cpu else f"{told}."
 
@@ -118,6 +145,12 @@ def _alone(arm: Arm, band: float | None) -> str:
         return f"no row of {arm.arm} is valid, so nothing is said"
     noise = "" if band is None else f"; repeats differ by {band:.1%} at most"
     return f"{arm.arm} trains {rate.median:,.0f} tokens per second{noise}"
+
+
+def _unlike(apart: Sequence[str]) -> str:
+    if not apart:
+        return ""
+    return f"The arms differ in: {'; '.join(apart)}. So this is not a comparison of kernels"
 
 
 def _lost(arms: Sequence[Arm]) -> str:

@@ -66,10 +66,10 @@ def _line(arm: Arm, place: int, rows: Sequence[Row], summary: Summary) -> tuple[
         rate(middle(arm.real_tokens_per_s)),
         rate(middle(arm.slots_per_s)),
         seconds(middle(arm.step_median_s)),
-        seconds(middle(arm.to_first_step_s)),
+        seconds(middle(arm.to_first_step_s)) + as_stored(rows),
         gib(middle(arm.allocated_bytes)),
-        gib(middle(arm.process_bytes)),
-        gib(middle(arm.host_rss_bytes)),
+        gib(middle(arm.process_bytes)) + by_difference(rows, arm.arm),
+        gib(middle(arm.host_rss_bytes)) + as_stored(rows),
         share(of_matmul(rows, arm.arm)),
         against(place, summary),
     )
@@ -78,6 +78,18 @@ def _line(arm: Arm, place: int, rows: Sequence[Row], summary: Summary) -> tuple[
 def valid(rows: Sequence[Row], arm: str) -> list[Row]:
     """An arm's rows that no gate failed."""
     return [row for row in rows if row.identity.arm == arm and row.validity.is_valid]
+
+
+def as_stored(rows: Sequence[Row]) -> str:
+    """Said beside what loading takes, where the files are smaller than the real model's."""
+    base = rows[0].identity.base
+    return " (base stored in 4 bits)" if base.is_synthetic and base.stored == "nf4" else ""
+
+
+def by_difference(rows: Sequence[Row], arm: str) -> str:
+    """Said beside a process's VRAM that the driver did not tell."""
+    is_so = any(row.memory.is_vram_by_difference for row in valid(rows, arm))
+    return " (device less what was in use)" if is_so else ""
 
 
 def of_matmul(rows: Sequence[Row], arm: str) -> float | None:
@@ -105,7 +117,8 @@ def against(place: int, summary: Summary) -> str:
     """What the arm is of its peer: the first arm's ratio to the second."""
     if place > 1 or summary.ratio is None:
         return UNKNOWN
-    return "peer" if place == 1 else ratio(summary)
+    other = ", other settings" if summary.differences else ""
+    return "peer" if place == 1 else f"{ratio(summary)}{other}"
 
 
 def ratio(summary: Summary) -> str:

@@ -25,14 +25,17 @@ from fastsft.shapes import Shape
 class Work:
     """What training costs on this model with these settings, in FLOP, matmuls only.
 
-    `skips_untrained`: the head multiplies only the positions that the loss sees.
+    `rank` is None where every weight is trained, not an adapter on `targets`.  `skips_untrained`:
+    the head multiplies only the positions that the loss sees; `is_stock`: the stock stack's way of
+    recomputing and of the first layer, see `flops.as_stock`.
     """
 
     shape: Shape
-    lora_params: int
-    trains_base: bool
+    rank: int | None
+    targets: tuple[str, ...]
     recomputed_layers: int
     skips_untrained: bool
+    is_stock: bool
 
     def model(self, tokens: Tokens) -> float:
         """What the mathematics needs: real tokens, logits of trained ones, nothing twice."""
@@ -45,17 +48,28 @@ class Work:
         """
         rows = tokens.trained if self.skips_untrained else tokens.slots
         recomputed = self.recomputed_layers
-        return self._of(tokens.slots, rows, tokens.computed_pairs, recomputed=recomputed).hardware
+        found = self._of(tokens.slots, rows, tokens.computed_pairs, recomputed=recomputed)
+        if self.is_stock and self.rank is not None:
+            found = flops.as_stock(
+                found,
+                self.shape,
+                rank=self.rank,
+                targets=self.targets,
+                tokens=tokens.slots,
+                pairs=tokens.computed_pairs,
+                recomputed_layers=recomputed,
+            )
+        return found.hardware
 
     def _of(self, tokens: int, rows: int, pairs: int, *, recomputed: int) -> flops.Flops:
         return flops.of_work(
             self.shape,
-            lora_params=self.lora_params,
+            lora_params=self.shape.lora_params(self.rank or 0, self.targets),
             tokens=tokens,
             head_rows=rows,
             pairs=pairs,
             recomputed_layers=recomputed,
-            trains_base=self.trains_base,
+            trains_base=self.rank is None,
         )
 
 
@@ -70,18 +84,17 @@ def work(recipe: Recipe, resolved: Resolved, folder: Path) -> Work | None:
     """
     try:
         shape = shapes.of(json.loads((folder / "config.json").read_text("utf-8")))
-        is_lora = recipe.train.parameters == "lora"
-        lora = shape.lora_params(recipe.lora.rank, recipe.lora.targets) if is_lora else 0
     except (FastsftError, OSError, ValueError, KeyError):
         return None
     is_recomputed = resolved.gradient_checkpointing != "none"
     kept = recipe.train.checkpoint_skip_layers
     return Work(
         shape=shape,
-        lora_params=lora,
-        trains_base=not is_lora,
+        rank=recipe.lora.rank if recipe.train.parameters == "lora" else None,
+        targets=tuple(recipe.lora.targets),
         recomputed_layers=max(shape.layers - kept, 0) if is_recomputed else 0,
         skips_untrained=recipe.engine == "unsloth" or resolved.device.kind == "cuda",
+        is_stock=recipe.engine == "reference",
     )
 
 

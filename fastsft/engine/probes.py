@@ -107,6 +107,7 @@ def matmul_flops_per_s(dtype: torch.dtype) -> float | None:
     finally:
         if device == "cuda":
             torch.cuda.empty_cache()
+            reset_vram_peaks()  # its matrices are no part of training
     return 2 * side**3 / seconds
 
 
@@ -149,8 +150,9 @@ def _by_clock(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> float:
 def cap_vram(gib: float) -> None:
     """Let a large card stand in for one on which torch may hold `gib`.
 
-    torch's allocator refuses more; whoever asks how much is free is told what that card would say.
-    The driver's context, and what libraries take without torch, are on top.
+    The driver's context, made here and measured, is taken from it as it is from that card's memory;
+    what libraries take without torch later is on top.  torch's allocator refuses more; whoever asks
+    how much is free is told what that card would say.
     Raises DeviceError where there is no GPU.
     """
     if not torch.cuda.is_available():
@@ -159,17 +161,20 @@ def cap_vram(gib: float) -> None:
             where="--vram-cap",
             hint="leave it out on a CPU",
         )
-    total, capped = torch.cuda.get_device_properties(0).total_memory, int(gib * 2**30)
-    torch.cuda.set_per_process_memory_fraction(min(1.0, capped / total))
-    _tell_less(min(capped, total))
+    CUDA.init()
+    free, total = torch.cuda.mem_get_info()
+    card = min(int(gib * 2**30), total)
+    room = card - (total - free)  # what is in use already is the context, on a card of our own
+    torch.cuda.set_per_process_memory_fraction(max(room, 0) / total)
+    _tell_less(card)
 
 
-def _tell_less(total: int) -> None:
+def _tell_less(card: int) -> None:
     """Unsloth sizes the chunks of its loss, and a second buffer, by what is free."""
     asked = torch.cuda.mem_get_info
 
     def mem_get_info(device: Any = None) -> tuple[int, int]:
-        left = total - torch.cuda.memory_reserved(device)
-        return max(min(asked(device)[0], left), 0), total
+        free, total = asked(device)
+        return max(card - (total - free), 0), card
 
     torch.cuda.mem_get_info = mem_get_info

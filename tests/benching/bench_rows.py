@@ -54,6 +54,7 @@ def plain(*, arm: str = "unsloth", repeat: int = 1, order: int = 1, pace: float 
                 "params": 3_500_000,
                 "is_synthetic": False,
                 "fingerprint": "b" * 64,
+                "stored": "bfloat16",
             },
             "fastsft": "0.1.0",
             "commit": None,
@@ -67,6 +68,7 @@ def plain(*, arm: str = "unsloth", repeat: int = 1, order: int = 1, pace: float 
             "tokens_sha256": "c" * 64,
             "order_hash": "d" * 64,
             "time_s": 1767268800.0 + 60 * order,
+            "device": "CPU",
         },
         "settings": {
             "quantization": "nf4",
@@ -154,7 +156,7 @@ def on_gpu(values: Any) -> Any:
     """The values as they might be on a GPU; made up, and no measurement."""
     gib = 2**30
     peaks = {"allocated": 6 * gib, "active": 6 * gib, "reserved": 7 * gib}
-    values["identity"]["gpu"] = dict(GPU)
+    values["identity"] |= {"gpu": dict(GPU), "device": GPU["name"]}
     values["gpu_state"] = dict(GPU_STATE)
     values["settings"] |= {"dtype": "bfloat16", "gradient_checkpointing": "unsloth"}
     values["memory"] |= {
@@ -163,6 +165,7 @@ def on_gpu(values: Any) -> Any:
         "reserved_bytes": 7 * gib,
         "process_bytes": 8 * gib,
         "device_bytes": 8 * gib,
+        "device_before_bytes": gib // 4,
         "phases": {"steady": peaks},
     }
     return values

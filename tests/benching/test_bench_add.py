@@ -51,6 +51,14 @@ def test_a_sound_file_has_no_fault(tmp_path: Path, gpu: bool):
     assert list(add.faults(shared)) == []
 
 
+def test_overrides_are_part_of_a_sound_file(tmp_path: Path):
+    found = document()
+    for one in found["rows"]:
+        one["identity"]["overrides"] = ["lora.targets=[q_proj, v_proj]", "train.learning_rate=2e-4"]
+
+    assert list(add.faults(add.read(written(tmp_path, found)))) == []
+
+
 def test_a_sound_file_is_filed_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(add.plots, "draw", lambda *_: [])
     path = written(tmp_path, document(gpu=True))
@@ -65,6 +73,17 @@ def test_a_sound_file_is_filed_whole_and_once(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError, match="is filed already"):
         add.add(path, tmp_path / "results")
     assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
+def unordered(found: dict[str, Any]) -> Any:
+    """What the first row expects, with an order that nobody can work out."""
+    first(found)["expected"]["order_hash"] = ""
+    return first(found)["expected"]
+
+
+def all_rates(found: dict[str, Any], rate: object) -> None:
+    for one in found["rows"]:
+        one["rates"]["trained_tokens_per_s"] = rate
 
 
 def first(found: dict[str, Any]) -> Any:
@@ -88,6 +107,11 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda d: first(d)["identity"].update(os="<script>"), "not a plain name: '<script>'"),
     (lambda d: first(d)["identity"].update(os="/home/me"), "not a plain name: '/home/me'"),
     (lambda d: first(d)["notes"].append("me"), "has notes"),
+    (lambda d: first(d)["identity"]["overrides"].append("data.path=x"), "is not shared: 'data.p"),
+    (lambda d: first(d).update(error="OutOfMemory: in /home/me"), "its error has a text"),
+    (lambda d: unordered(d).update(steps_per_epoch=0), "the file says passed, its fig"),
+    (lambda d: all_rates(d, 0.0), "not the tokens over the sec"),
+    (lambda d: all_rates(d, "NaN"), "not the tokens over the sec"),
     (lambda d: first(d)["identity"].update(time_s=4e9), "measured at no possible time"),
     (lambda d: first(d)["identity"].update(recipe_hash="0" * 64), "not the one that was hashed"),
     (lambda d: d["recipes"].pop("reference"), "its arm's recipe is not there"),
@@ -132,6 +156,40 @@ def test_arithmetic_that_is_not_the_models_is_named():
 
     assert "FLOP claimed; the model's are" in next(add._flops(known))
     assert list(add._flops(one)) == []  # of a tiny base nobody knows the shape
+
+
+def test_a_layer_that_no_model_has_is_a_fault_and_no_crash(tmp_path: Path):
+    found = document(gpu=True)
+    for one in found["rows"]:
+        one["identity"]["base"]["name"] = "Qwen/Qwen2.5-7B-Instruct"
+        one["settings"]["targets"].append("nose")
+
+    faults = list(add.faults(add.read(written(tmp_path, found))))
+
+    assert "unsloth 1: its figures cannot be reckoned with (KeyError: 'nose')" in faults
+
+
+def test_a_5090_that_boosts_is_as_fast_as_its_owner_says():
+    """224 TFLOP/s were measured on one whose sheet says 209.5."""
+    one = made(
+        {"rates.hardware_flops_per_s": 1.6e14, "rates.matmul_flops_per_s": 2.24e14}, gpu=True
+    )
+    card = replace(one.identity.gpu, name="NVIDIA GeForce RTX 5090", memory_bytes=32 * GIB)
+    known = replace(one, identity=replace(one.identity, gpu=card))
+    rates = replace(known.rates, matmul_flops_per_s=2.4e14)
+
+    assert list(add._peaks(known)) == []
+    assert len(list(add._peaks(replace(known, rates=rates)))) == 1
+
+
+def test_an_error_that_is_a_name_is_no_fault(tmp_path: Path):
+    found = document(gpu=True)
+    for one, name in zip(found["rows"], ("OutOfMemory", "an error"), strict=False):
+        one["error"] = name
+
+    faults = list(add.faults(add.read(written(tmp_path, found))))
+
+    assert not [fault for fault in faults if "its error" in fault]
 
 
 def test_a_row_faster_than_its_card_is_named():

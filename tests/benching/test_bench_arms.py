@@ -2,10 +2,11 @@
 
 import pytest
 
-from fastsft import recipe_file
-from fastsft.bench import arms
+from fastsft import recipe_file, shapes
+from fastsft.bench import arms, ready
 from fastsft.engine.settings import Device
 from fastsft.errors import RecipeError
+from fastsft.hardware import Gpu
 from fastsft.recipe import Recipe
 
 CPU = Device("cpu", has_bfloat16=False)
@@ -41,26 +42,53 @@ def test_the_same_recipe_by_another_engine_differs_in_nothing_else():
     assert other.changes == ()
 
 
-def test_what_the_reference_cannot_honour_is_changed_and_told():
+def test_what_the_reference_cannot_honour_is_changed_for_both_and_told():
     own = recipe("train.gradient_checkpointing=unsloth", "train.checkpoint_skip_layers=2")
 
-    _, other = plans(own, "reference", device=CUDA)
+    for arm in plans(own, "reference", device=CUDA):
+        assert arm.recipe.train.gradient_checkpointing == "standard"
+        assert arm.recipe.train.checkpoint_skip_layers == 0
+        assert set(arm.changes) == {
+            "train.gradient_checkpointing: unsloth -> standard, which both engines have",
+            "train.checkpoint_skip_layers: 2 -> 0, which both engines have",
+        }
 
-    assert other.recipe.train.gradient_checkpointing == "standard"
-    assert other.recipe.train.checkpoint_skip_layers == 0
-    assert other.changes == (
-        "train.gradient_checkpointing: unsloth -> standard, engine reference has nothing else",
-        "train.checkpoint_skip_layers: 2 -> 0, engine reference has nothing else",
-    )
 
-
-def test_what_unsloth_cannot_honour_is_changed_and_told():
+def test_what_unsloth_cannot_honour_is_changed_for_both_and_told():
     own = recipe("engine=reference", "model.double_quant=false")
 
-    _, other = plans(own, "unsloth")
+    for arm in plans(own, "unsloth"):
+        assert arm.recipe.model.double_quant
+        assert arm.changes == ("model.double_quant: False -> True, which both engines have",)
 
-    assert other.recipe.model.double_quant
-    assert other.changes == ("model.double_quant: False -> True, engine unsloth has nothing else",)
+
+def test_engines_that_would_recompute_otherwise_by_themselves_do_not():
+    one, other = plans(recipe("train.gradient_checkpointing=auto"), "reference", device=CUDA)
+
+    assert one.recipe.train.gradient_checkpointing == "standard"
+    assert one.recipe.train == other.recipe.train
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen2.5-1.5b", "llama-3.1-8b"])
+@pytest.mark.parametrize("against", ["reference", "unsloth"])
+def test_what_the_planner_settles_is_the_same_for_both_engines(
+    name: str, against: str, monkeypatch: pytest.MonkeyPatch
+):
+    """On 24 GiB the planner would let Unsloth keep layers, which the reference cannot."""
+    engine = "unsloth" if against == "reference" else "reference"
+    own = recipe(f"engine={engine}", "train.gradient_checkpointing=auto", name=name)
+    card = Gpu("NVIDIA GeForce RTX 4090", 24 * 2**30, 23 * 2**30, "580.1", "8.9")
+    monkeypatch.setattr(ready, "_card", lambda _: card)
+    shape = shapes.of_base(own.model.base)
+    monkeypatch.setattr(ready, "shape_of", lambda _: shape)
+    order = ready.Order(name, None, (), against, steps=20, warmup=10, repeats=3)
+
+    one, other = ready._settled(order, own, None, [own.data.max_tokens] * 64, CUDA)
+
+    assert one.recipe.train.gradient_checkpointing in ("standard", "none")
+    assert one.recipe.train.checkpoint_skip_layers == 0
+    assert one.recipe.model_copy(update={"engine": against}) == other.recipe
+    assert any("train.gradient_checkpointing: auto -> " in told for told in one.changes)
 
 
 def test_where_one_engine_cannot_pack_neither_does():

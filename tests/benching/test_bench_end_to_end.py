@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bench_rows import made
 
-from fastsft import benching, errors
+from fastsft import benching, errors, events, launch
 from fastsft.bench import row
+from fastsft.bench.running import Turn
 from fastsft.benching import Asked
 
 STEPS, WARMUP = 6, 3
@@ -72,6 +76,17 @@ def test_the_order_is_worked_out_apart_from_the_trainer(benched):
         assert found.counts == found.expected.steps
         gate = next(g for g in found.validity.gates if g.name == "token counts")
         assert gate.measured.startswith("all 9 steps as worked out")
+
+
+def test_the_tokens_are_those_that_the_process_read(benched):
+    found = {r.identity.tokens_sha256 for r in benched["rows"]}
+
+    assert len(found) == 1 and len(found.pop()) == 64
+    assert {r.identity.device for r in benched["rows"]} == {"CPU"}
+
+
+def test_arms_that_recompute_otherwise_are_said_to(benched):
+    assert benched["summary"].differences == ["gradient checkpointing none against standard"]
 
 
 def test_both_arms_trained_the_same_tokens_to_the_same_loss(benched):
@@ -201,6 +216,46 @@ def test_the_order_of_packed_sequences_is_worked_out_too(forked, recipes, tmp_pa
     assert packed.settings.batching == "packed"
     assert packed.identity.order_hash == packed.expected.order_hash
     assert packed.validity.is_valid
+
+
+def test_trouble_with_the_shared_file_costs_no_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def full(*_: object) -> None:
+        raise errors.DataError("cannot be written", where="share.json", hint="")
+
+    folder, told = tmp_path / "bench", []
+    folder.mkdir()
+    monkeypatch.setattr(benching.ready, "plans_of", lambda *_: [])
+    monkeypatch.setattr(benching.ready, "folder_for", lambda *_: folder)
+    monkeypatch.setattr(
+        benching.ready, "ready", lambda *_, **__: nullcontext(SimpleNamespace(arms=[]))
+    )
+    monkeypatch.setattr(benching, "_tell", lambda *_: None)
+    monkeypatch.setattr(benching, "_run", lambda *_: ([made()], False))
+    monkeypatch.setattr(benching.plots, "draw", lambda *_: None)
+    monkeypatch.setattr(benching.console, "answer", told.append)
+    monkeypatch.setattr(benching.share, "write", full)
+
+    with pytest.raises(errors.DataError, match="cannot be written"):
+        benching.bench("tiny-qwen2.5", None, [], Asked(share=tmp_path / "share.json"))
+
+    assert told == [str(folder)]
+    assert {"summary.json", "index.html"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_what_becomes_of_ctrl_c_is_seen(monkeypatch: pytest.MonkeyPatch, is_terminal: bool):
+    seen: list[str] = []
+    view = nullcontext(lambda event: seen.append(getattr(event, "text", event.kind)))
+    monkeypatch.setattr(benching.console, "err", SimpleNamespace(is_terminal=is_terminal))
+    monkeypatch.setattr(benching.console, "TrainView", lambda: view)
+    monkeypatch.setattr(benching.console, "note", seen.append)
+
+    with benching._watch(Turn(1, 1, "unsloth", 1)) as show:
+        show(events.Note(text=launch.STOPPING))
+
+    assert seen == ["process 1 of 1: unsloth, repeat 1", launch.STOPPING]
 
 
 def command(*words: object) -> list[str]:

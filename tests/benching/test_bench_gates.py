@@ -10,7 +10,9 @@ from fastsft.bench import gates
 from fastsft.bench.row import Row
 
 COUNT = STEPS + WARMUP
-UNKNOWN_ORDER = {"expected.order_hash": "e" * 64}
+UNKNOWN_ORDER = {"expected.order_hash": ""}
+SYNTHETIC = {"identity.base.is_synthetic": True}
+GIB = 2**30
 
 
 def failed(row: Row, peer: Row | None = None) -> list[str]:
@@ -34,6 +36,7 @@ def test_a_sound_row_passes_every_gate_that_a_cpu_can_judge():
 
     assert found.is_valid
     assert [g.name for g in found.gates if g.result == "not run"] == [
+        "device",
         "alone",
         "throttling",
         "host spill",
@@ -83,6 +86,8 @@ VIOLATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"counts": counted(documents=swapped([16] * COUNT, 2, 17))},
         "token counts",
     ),
+    "another order": ({"identity.order_hash": "e" * 64}, "token counts"),
+    "no order told": ({"identity.order_hash": ""}, "token counts"),
     "totals of other steps": ({"work.slots": 2000 * COUNT}, "token counts"),
     "counts of fewer steps": (
         {"counts": {key: values[:-1] for key, values in counts().items()}},
@@ -110,6 +115,13 @@ ON_GPU: dict[str, tuple[dict[str, Any], str]] = {
     "reserved beyond the card": ({"memory.reserved_bytes": 25 * 2**30}, "host spill"),
     "process beyond the card": ({"memory.process_bytes": 25 * 2**30}, "host spill"),
     "reserved beyond the cap": ({"identity.vram_cap_gib": 6.5}, "host spill"),
+    "context beyond the cap": ({"identity.vram_cap_gib": 7.5}, "host spill"),
+    "others' memory and ours": ({"memory.device_before_bytes": 17 * GIB}, "host spill"),
+    "spilled, as WSL shows it": (
+        {"memory.reserved_bytes": int(23.5 * GIB), "memory.process_bytes": 23 * GIB},
+        "host spill",
+    ),
+    "another card": ({"identity.device": "NVIDIA Other 24"}, "device"),
 }
 
 
@@ -118,6 +130,26 @@ def test_a_violation_on_a_gpu_fails_its_gate(case: str):
     changes, name = ON_GPU[case]
 
     assert failed(made(changes, gpu=True)) == [name]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("gpu_state.other_processes", "alone"),
+        ("gpu_state.throttle", "throttling"),
+        ("memory.reserved_bytes", "host spill"),
+        ("memory.device_before_bytes", "host spill"),
+        ("identity.device", "device"),
+    ],
+)
+def test_what_nobody_measured_is_no_pass(key: str, name: str):
+    assert gate(made({key: None}, gpu=True), name).result == "not run"
+
+
+def test_under_a_cap_it_matters_not_what_others_hold():
+    changes = {"identity.vram_cap_gib": 8.5, "memory.device_before_bytes": None}
+
+    assert gate(made(changes, gpu=True), "host spill").result == "passed"
 
 
 def test_a_power_limit_is_no_throttling():
@@ -172,7 +204,65 @@ def test_another_split_into_micro_batches_is_the_same_work():
         "settings.accumulation_steps": 4,
     }
 
-    assert failed(made(changes), made(arm="reference")) == []
+    row, peer = made(changes), made(arm="reference")
+
+    assert failed(row, peer) == []
+    assert gate(row, "same tokens", peer).result == "not run", "the order was not compared"
+
+
+def test_another_split_of_other_tokens_fails():
+    changes = {
+        "settings.micro_batch_rows": 4,
+        "settings.accumulation_steps": 4,
+        "counts": counted(documents=[15] * COUNT),
+    }
+
+    assert "same tokens" in failed(made(changes), made(arm="reference"))
+
+
+def test_other_gradients_at_the_same_loss_fail_and_name_the_step():
+    row = made({"grad_norms": swapped([1.5] * COUNT, 1, 1.51)})
+
+    found = gate(row, "gradient norm", made(arm="reference"))
+
+    assert found.result == "failed"
+    assert found.measured == "0.0067 from reference 1 at step 2"
+
+
+def test_real_norms_of_two_engines_pass():
+    """Of the reference and Unsloth, float32, tiny-qwen2.5; the distances as measured."""
+    apart = [2.4e-7, 2.0e-7, 1.2e-5, 5.3e-5, 9.7e-4, 1.3e-2]
+    norms = [1.5 * (1 + far) for far in apart] + [1.5] * (COUNT - len(apart))
+
+    assert failed(made({"grad_norms": norms}), made(arm="reference")) == []
+
+
+@pytest.mark.parametrize(("far", "result"), [(0.04, "passed"), (0.06, "failed")])
+def test_the_first_norm_of_a_16_bit_run_has_a_wider_band(far: float, result: str):
+    dtype = {"settings.dtype": "bfloat16"}
+    row = made(dtype | {"grad_norms": swapped([1.5] * COUNT, 0, 1.5 * (1 + far))})
+
+    assert gate(row, "gradient norm", made(dtype, arm="reference")).result == result
+
+
+def test_on_random_tokens_another_batch_of_nearly_the_same_loss_fails():
+    changes = SYNTHETIC | {"settings.dtype": "bfloat16"}
+    its = [11.93, 11.95, 11.92, 11.94, 11.93, 11.96, 11.92, 11.94, 11.95, 11.93]
+    peer = made(changes | {"losses": its}, arm="reference")
+    rounded = made(changes | {"losses": [one + 0.001 for one in its]})
+    shuffled = made(changes | {"losses": its[1:] + its[:1]})
+
+    assert gate(rounded, "loss", peer).result == "passed"
+    assert gate(shuffled, "loss", peer).result == "failed", "2e-3 apart, within any relative band"
+
+
+def test_on_random_tokens_that_all_cost_the_same_the_loss_says_nothing():
+    changes = SYNTHETIC | {"settings.dtype": "bfloat16", "losses": [11.93] * COUNT}
+
+    found = gate(made(changes), "loss", made(changes, arm="reference"))
+
+    assert found.result == "not run"
+    assert "does not move by more than rounding" in found.why
 
 
 def test_another_loss_fails_and_names_the_step():

@@ -12,7 +12,7 @@ from bench_rows import made
 from bench import cells, matrix, report, results
 from bench.cells import Cell
 from fastsft import recipe_file
-from fastsft.bench import row
+from fastsft.bench import gates, row
 from fastsft.bench.row import Predicted, Row
 from fastsft.bench.statistics import summarise
 from fastsft.errors import RecipeError
@@ -114,12 +114,19 @@ def test_a_cell_is_one_command():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "count"), [(None, 2), ("peer", 1), ("*7b*none*", 1), ("t1024", 2), ("13b", 0)]
+    ("pattern", "count"), [(None, 2), ("peer", 1), ("*7b*none*", 1), ("t1024", 2)]
 )
 def test_only_takes_a_group_or_a_pattern(pattern: str | None, count: int):
     found = [CELL, replace(CELL, group="base", recipe="qwen2.5-7b")]
 
     assert len(cells.only(found, pattern)) == count
+
+
+def test_only_of_nothing_is_refused():
+    with pytest.raises(RecipeError, match="no cell is called so: 13b") as refused:
+        cells.only([CELL], "13b")
+
+    assert "a set (peer)" in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["gpu: 1", "cpu: {}", "[", "cpu: {defaults: {}, sets: [{}]}"])
@@ -166,6 +173,52 @@ def test_out_of_memory_is_a_result_and_the_run_goes_on(tmp_path: Path, rows: lis
     assert OUT_OF_MEMORY in records[0]["error"]
     run(tmp_path, fake, resume=True)
     assert len(fake.asked) == 2
+
+
+KILLED = (
+    "TrainError: the training process was ended by SIGKILL (the machine may have run out of memory)"
+)
+
+
+def test_a_process_that_was_killed_did_not_run_out_of_memory_for_sure(tmp_path: Path):
+    (record,) = run(tmp_path, Fake(tmp_path, [made({"error": KILLED})], code=4, told=KILLED))
+
+    assert (record["result"], record["error"]) == ("invalid", KILLED)
+    assert run(tmp_path, Fake(tmp_path, code=4, told=KILLED))[0]["result"] == "failed"
+
+
+def test_an_arm_without_memory_leaves_the_other_its_figures(tmp_path: Path):
+    rows = gates.judged([made(), made({"error": OUT_OF_MEMORY}, arm="reference", order=2)])
+
+    (record,) = run(tmp_path, Fake(tmp_path, rows, code=4))
+
+    assert record["result"] == "out of memory"
+    assert record["error"] == f"reference: {OUT_OF_MEMORY}; unsloth is measured"
+    found = results.read(matrix.named_folders(tmp_path / "results"))
+    assert [point.arm.arm for point in results.points(found)] == ["unsloth"]
+
+
+def test_an_arm_without_memory_does_not_hide_that_the_other_counts_not(tmp_path: Path):
+    gate = row.Gate(name="gradients", result="failed", measured="0", wanted="above 0", why="")
+    wrong = replace(made(), validity=row.Validity(is_valid=False, gates=[gate]))
+    rows = [wrong, made({"error": OUT_OF_MEMORY}, arm="reference", order=2)]
+
+    (record,) = run(tmp_path, Fake(tmp_path, rows, code=4))
+
+    assert (record["result"], record["error"]) == ("invalid", "gates: gradients")
+
+
+def test_a_cell_that_is_no_recipe_does_not_end_the_grid(tmp_path: Path):
+    broken = replace(CELL, recipe="tiny-qwen")
+
+    def refused(words: Sequence[str]) -> tuple[int, str]:
+        return 2, "error: no such recipe"
+
+    records = run(tmp_path, refused, broken, replace(CELL, recompute="partial"))
+
+    assert [record["result"] for record in records] == ["failed", "failed"]
+    assert "whose layers are known" in records[1]["error"]
+    assert records[0]["predicted_process_bytes"] is None
 
 
 @pytest.mark.parametrize(
@@ -248,7 +301,16 @@ def on_gpu(checkpointing: str, *, pace: float, flops: float, slots: int = 2000) 
 def reported(tmp_path: Path, *rows: Row) -> str:
     for number, one in enumerate(rows):
         keep(tmp_path / "gpu" / f"bench-{number}", [one])
+        name(tmp_path, f"cell-{number}", f"gpu/bench-{number}")
     return report.write(tmp_path, tmp_path)
+
+
+def name(results: Path, cell: str, folder: str) -> None:
+    """Record the folder as a cell's result."""
+    path = results / "gpu" / matrix.CELLS / f"{cell}.json"
+    path.parent.mkdir(exist_ok=True)
+    record = {"schema": 1, "cell": {"vram_cap_gib": None}, "result": "measured", "folder": folder}
+    path.write_text(json.dumps(record))
 
 
 def test_the_report_holds_the_estimator_against_every_row(tmp_path: Path):
@@ -267,7 +329,47 @@ def test_the_report_holds_the_gain_against_what_flops_predict(tmp_path: Path):
     )
 
     line = next(one for one in told.splitlines() if "recompute none" in one and "1.50×" in one)
-    assert line.endswith("| 1.50× | 1.24× | -17.1 % |")
+    assert line.endswith("| n/a | 1.50× | 1.24× | n/a |")
+
+
+def test_a_gain_is_predicted_where_the_card_is_known(tmp_path: Path):
+    rows = [on_gpu("standard", pace=1.0, flops=6.0), on_gpu("none", pace=1.25, flops=4.0)]
+
+    told = reported(tmp_path, *map(known, rows))
+
+    line = next(one for one in told.splitlines() if "recompute none" in one and "1.50×" in one)
+    predicted, by_flops, measured, off = (cell.strip() for cell in line.split("|")[5:9])
+    assert (by_flops, measured) == ("1.50×", "1.24×")
+    times = float(predicted.removesuffix("×"))
+    assert 1 < times < 1.5
+    assert float(off.removesuffix(" %")) == pytest.approx(100 * (1.243 / times - 1), abs=1)
+
+
+def known(one: Row) -> Row:
+    """The row as if of a known base on a known card."""
+    base = replace(one.identity.base, name="synthetic:qwen2.5-7b")
+    card = replace(one.identity.gpu, name="NVIDIA GeForce RTX 4090", memory_bytes=24 * GIB)
+    return replace(one, identity=replace(one.identity, base=base, gpu=card))
+
+
+def test_of_two_points_of_one_setting_the_newer_speaks(tmp_path: Path):
+    rows = [
+        on_gpu("standard", pace=1.0, flops=6.0),
+        on_gpu("none", pace=1.25, flops=4.0),
+        on_gpu("standard", pace=1.25, flops=6.0),
+    ]
+    times = [replace(r, identity=replace(r.identity, time_s=2e9 - n)) for n, r in enumerate(rows)]
+
+    told = reported(tmp_path, *times)
+
+    assert "| 1.24× |" in told
+    assert told.count("recompute none | n/a") == 1
+
+
+def test_what_an_interrupted_cell_left_is_not_in_the_report(tmp_path: Path):
+    keep(tmp_path / "gpu" / "left-over", [on_gpu("standard", pace=1.0, flops=6.0)])
+
+    assert "No row has a prediction" in report.write(tmp_path, tmp_path)
 
 
 def test_points_of_other_tokens_are_no_pair_but_a_curve(tmp_path: Path):

@@ -150,6 +150,40 @@ def test_memory_stands_beside_what_was_predicted():
 
     assert re.findall(r"[+-]\d+\.\d %", text)[:3] == ["+5.0 %", "+0.0 %", "-5.0 %"]
     assert "6.3 GiB" in text
+    assert "host" not in text, "a resident set holds mapped files, a prediction does not"
+
+
+def test_memory_by_difference_is_called_so():
+    rows = [replace(one, memory=replace(one.memory, is_vram_by_difference=True)) for one in bench()]
+
+    assert "process (device less what was in use)" in section(of(rows), "memory")
+
+
+def test_arms_that_are_not_alike_have_their_own_settings():
+    one, other, again = bench()
+    kept = replace(one.settings, gradient_checkpointing="standard", checkpoint_skip_layers=10)
+
+    found = page.settings([replace(one, settings=kept), other, again])
+
+    assert found["recomputation"] == "unsloth: standard, 10 layers kept; reference: unsloth"
+    assert found["optimizer"] == "adamw_torch_fused"
+
+
+def test_a_base_that_is_smaller_on_disk_is_told():
+    stored = [
+        replace(
+            one,
+            identity=replace(
+                one.identity, base=replace(one.identity.base, is_synthetic=True, stored="nf4")
+            ),
+        )
+        for one in bench()
+    ]
+
+    text = Page(section(of(stored), "identity")).text
+    assert "random weights of the real shape, stored in nf4" in text
+    assert "loading, the time to the first step, and host RAM" in text
+    assert "not the real model" not in section(of(bench()), "identity")
 
 
 @pytest.mark.parametrize("name", ["arms", "gates", "pictures", "identity", "settings", "again"])
@@ -175,6 +209,8 @@ def test_the_command_makes_the_same_bench():
             identity=replace(
                 one.identity,
                 vram_cap_gib=24.0,
+                overrides=["train.seed=7", "lora.rank=8"],
+                has_data=True,
                 base=replace(one.identity.base, is_synthetic=True),
             ),
         )
@@ -183,7 +219,7 @@ def test_the_command_makes_the_same_bench():
 
     assert page.command(rows, summarise(rows)) == (
         "fastsft bench 'my recipe.yaml' --against reference --steps 6 --warmup 4 --repeats 2 "
-        "--synthetic --vram-cap 24"
+        "--set train.seed=7 --set lora.rank=8 --data ROWS --synthetic --vram-cap 24"
     )
 
 

@@ -38,6 +38,13 @@ def test_numbers_that_are_not_finite_stay_json(tmp_path: Path):
     assert found[0] != found[0] and found[1] == float("inf")
 
 
+def test_a_records_values_are_json_too():
+    found = row.as_dict(made({"losses": ["NaN", "Infinity"]}))
+
+    assert found["losses"] == ["NaN", "Infinity"]
+    json.dumps(found, allow_nan=False)
+
+
 def test_a_folder_gives_its_rows_in_the_order_they_ran(tmp_path: Path):
     for order, arm in ((2, "reference"), (1, "unsloth")):
         row.write(tmp_path / f"{arm}.json", made(arm=arm, order=order))

@@ -15,7 +15,7 @@ from fastsft import recipe_file
 from fastsft.bench import gates, row, share
 from fastsft.bench.arms import ArmPlan
 from fastsft.bench.row import Row
-from fastsft.errors import RecipeError
+from fastsft.errors import DataError, RecipeError
 
 PRIVATE = ("jdoe", "secret-host", "hf_abcdefghijklmnop", "patients.jsonl", "Dr. Doe", "/home")
 TEXT = "/home/jdoe/patients.jsonl on secret-host with hf_abcdefghijklmnop for Dr. Doe"
@@ -28,7 +28,14 @@ FREE = (
 
 def planted(**place: Any) -> Row:
     """A row with private strings in every text that is free, in notes and in gates."""
-    found = made({"notes": [TEXT], **dict.fromkeys(FREE, TEXT)}, **place)
+    overrides = [
+        f"data.system={TEXT}",
+        "train.report_to=[jdoe]",
+        "train.seed=7",
+        f"lora.rank={TEXT}",
+    ]
+    texts = {"notes": [TEXT], "identity.overrides": overrides, **dict.fromkeys(FREE, TEXT)}
+    found = made(texts, **place)
     gate = row.Gate(name=TEXT, result="failed", measured=TEXT, wanted=TEXT, why=TEXT)
     versions = {**found.identity.versions, "torch": "2.10.0+cu128", "peft": "0.18.0+jdoe"}
     return replace(
@@ -76,6 +83,41 @@ def test_a_stranger_can_judge_the_rows_again(document):
     assert shared.counts == planted().counts
     assert shared.losses == planted().losses
     assert shared.identity.tokens_sha256 == planted().identity.tokens_sha256
+
+
+def test_overrides_are_shared_where_they_are_numbers_and_choices(document):
+    assert document["rows"][0]["identity"]["overrides"] == ["train.seed=7"]
+
+
+def test_numbers_that_are_none_are_shared_as_words(tmp_path: Path):
+    one = made({"losses": ["NaN"] * 10})
+
+    share.write(
+        tmp_path / "share.json", [one], [own_recipe(), ArmPlan("unsloth", own_recipe().recipe)]
+    )
+
+    text = (tmp_path / "share.json").read_text("utf-8")
+    shared = json.loads(text, parse_constant=pytest.fail)
+    assert shared["rows"][0]["losses"] == ["NaN"] * 10
+
+
+def test_arms_of_other_settings_are_named_in_what_is_shared():
+    plans = [ArmPlan(name, recipe_file.load("tiny-qwen2.5")) for name in ("unsloth", "reference")]
+    other = made({"settings.rank": 8}, arm="reference", order=2)
+
+    found = share.document([made(), other], plans)
+
+    assert found["summary"]["differences"] == ["rank 32 against 8"]
+
+
+def test_trouble_with_the_file_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(share, "write_atomically", full)
+
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        share.write(tmp_path / "share.json", [planted()], [own_recipe()])
 
 
 def test_the_recipe_says_all_that_decides_speed_memory_and_loss(document):
@@ -138,6 +180,7 @@ def test_every_text_of_a_row_is_either_planted_or_harmless():
         *("engine", "fingerprint", "fastsft", "commit", "python", "tokens_sha256", "order_hash"),
         *("name", "driver", "compute_capability", "pcie", "quantization", "dtype"),
         *("gradient_checkpointing", "batching", "optimizer", "parameters"),
+        *("stored", "device"),  # one of three dtypes or nf4; as torch names a card
         *("result", "measured", "wanted", "why"),  # of gates, which are judged again
     }
     free = {key.rpartition(".")[2] for key in FREE}
@@ -162,3 +205,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(tmp_path
         share.check(tmp_path / "no" / "share.json")
     with pytest.raises(RecipeError, match="is a folder"):
         share.check(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_ones_own_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(share.tempfile, "TemporaryFile", refused)
+
+    with pytest.raises(RecipeError, match="its folder cannot be written to: Permission denied"):
+        share.check(tmp_path / "share.json")

@@ -1,7 +1,6 @@
 """No claim inside the noise, none from invalid rows, none about GPUs from a CPU."""
 
 import math
-from dataclasses import replace
 
 import pytest
 from bench_rows import made
@@ -97,6 +96,40 @@ def test_a_cpu_speaks_of_the_pipeline_and_a_gpu_of_kernels():
     assert "CPU" not in on_gpu.statement
 
 
+OTHERWISE = {
+    "settings.gradient_checkpointing": "standard",
+    "settings.checkpoint_skip_layers": 10,
+    "settings.targets": ["q_proj"],
+}
+
+
+def test_arms_of_other_settings_are_no_comparison_of_kernels_and_each_is_named():
+    rows = gates.judged([made(OTHERWISE, gpu=True), made(gpu=True, arm="reference", order=2)])
+
+    found = statistics.summarise(rows)
+
+    assert found.speaks_of == "settings"
+    assert found.differences == [
+        "gradient checkpointing standard against unsloth",
+        "checkpoint skip layers 10 against 0",
+        "targets q_proj against q_proj v_proj",
+    ]
+    assert (
+        "The arms differ in: gradient checkpointing standard against unsloth; checkpoint skip "
+        "layers 10 against 0; targets q_proj against q_proj v_proj. So this is not a comparison "
+        "of kernels"
+    ) in found.statement
+
+
+def test_arms_of_equal_settings_differ_in_none():
+    rows = gates.judged([made(gpu=True), made(gpu=True, arm="reference", order=2)])
+
+    found = statistics.summarise(rows)
+
+    assert (found.speaks_of, found.differences) == ("kernels", [])
+    assert "differ in" not in found.statement
+
+
 def test_figures_that_the_device_lacks_are_none():
     (arm,) = statistics.summarise(rows(unsloth=[1.0, 1.0])).arms
 
@@ -105,7 +138,9 @@ def test_figures_that_the_device_lacks_are_none():
 
 
 def test_a_rate_of_zero_divides_nothing():
-    still = made(arm="reference")
-    still = replace(still, rates=replace(still.rates, trained_tokens_per_s=0.0))
-
-    assert statistics.summarise(gates.judged([made(), still])).ratio is None
+    for arm in ("unsloth", "reference"):
+        rows = [
+            made({"rates.trained_tokens_per_s": 0.0} if name == arm else {}, arm=name)
+            for name in ("unsloth", "reference")
+        ]
+        assert statistics.summarise(gates.judged(rows)).ratio is None

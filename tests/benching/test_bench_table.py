@@ -63,6 +63,35 @@ def test_what_a_cpu_does_not_have_is_not_known():
     assert line(pair(gpu=True))["VRAM process"] == "8.0 GiB"
 
 
+def changed(rows: Sequence[Row], **memory: bool) -> list[Row]:
+    """The rows on random weights in 4 bits, with these facts of their memory."""
+    base = replace(rows[0].identity.base, is_synthetic=True, stored="nf4")
+    return [
+        replace(
+            one,
+            identity=replace(one.identity, base=base),
+            memory=replace(one.memory, **memory),
+        )
+        for one in rows
+    ]
+
+
+def test_what_is_not_the_real_models_or_not_the_drivers_word_is_told():
+    cells = line(changed(pair(gpu=True), is_vram_by_difference=True))
+
+    assert cells["VRAM process"] == "8.0 GiB (device less what was in use)"
+    assert cells["to first step"] == "9.2 s (base stored in 4 bits)"
+    assert cells["host RAM"] == "1.4 GiB (base stored in 4 bits)"
+    assert cells["VRAM allocated"] == "6.0 GiB"
+
+
+def test_a_ratio_of_other_settings_says_so():
+    one, *rest = pair()
+    rows = [replace(one, settings=replace(one.settings, rank=8)), *rest]
+
+    assert line(rows)["against peer"] == "1.48× (A/A band 1.0 %), other settings"
+
+
 def test_an_arm_without_valid_rows_has_no_rates():
     rows = [replace(one, validity=row.Validity(is_valid=False, gates=[])) for one in pair()]
 
@@ -113,6 +142,17 @@ def test_gpus_stand_before_cpus_and_a_cpu_says_what_it_is(tmp_path: Path):
     assert "2 cores. CPU: speaks of the pipeline, not of kernels." in told
     assert "8.0 GiB VRAM" in told
     assert "No GPU has been measured" not in told
+
+
+def test_a_gpu_with_other_settings_still_stands_before_a_cpu(tmp_path: Path):
+    one, *rest = pair(gpu=True)
+    other = replace(one, settings=replace(one.settings, rank=8))
+    keep(tmp_path / "nvidia-example" / "one", [other, *rest])
+    keep(tmp_path / "cpu-x" / "one", pair())
+
+    told = readme.markdown(tmp_path)
+
+    assert told.index("**NVIDIA Example 24**") < told.index("**Intel(R) Xeon")
 
 
 def test_a_line_tells_recipe_setting_rates_and_day(tmp_path: Path):

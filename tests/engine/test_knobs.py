@@ -12,8 +12,14 @@ from fastsft.run import Run
 KNOBS = {
     "all": ("train.parameters=all", "model.quantization=none", "train.learning_rate=1e-4"),
     "dora": ("lora.dora=true", "lora.rslora=true", "lora.targets=[q_proj, down_proj]"),
-    "neftune": ("train.neftune_alpha=5", "lora.dropout=0.1", "train.weight_decay=0.1"),
-    "gaussian": ("lora.init=gaussian", "train.schedule=constant", "data.train_on=all"),
+    "noise": (
+        "train.neftune_alpha=5",
+        "lora.dropout=0.1",
+        "train.weight_decay=0.1",
+        "lora.init=gaussian",
+        "train.schedule=constant",
+        "data.train_on=all",
+    ),
     "checkpointing": ("train.gradient_checkpointing=standard", "train.accumulation_steps=2"),
     "best": (
         "eval.share=0.01",

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -202,8 +203,23 @@ def test_phases_and_steps_leave_out_what_is_done_apart():
     }
 
 
+def frozen(name: str, *, skips_untrained: bool) -> Work:
+    """A base without an adapter on it."""
+    return Work(SHIPPED[name], 0, (), 0, skips_untrained=skips_untrained, is_stock=False)
+
+
+def test_the_stock_stack_is_not_credited_with_what_it_leaves_out():
+    tokens = Tokens(trained=8, real=8, slots=8, documents=1, pairs=36, computed_pairs=36)
+    whole = Work(SHIPPED["qwen2.5-0.5b"], 16, ("q_proj",), 24, True, is_stock=False)
+
+    stock = replace(whole, is_stock=True)
+
+    assert stock.model(tokens) == whole.model(tokens)
+    assert stock.hardware(tokens) < whole.hardware(tokens)
+
+
 def test_padding_is_work_for_the_hardware_and_not_for_the_model():
-    work = Work(SHIPPED["qwen2.5-0.5b"], 0, False, 0, skips_untrained=False)
+    work = frozen("qwen2.5-0.5b", skips_untrained=False)
     full = Tokens(trained=8, real=8, slots=8, documents=1, pairs=36, computed_pairs=36)
     padded = Tokens(trained=8, real=8, slots=16, documents=1, pairs=36, computed_pairs=136)
 
@@ -215,8 +231,8 @@ def test_a_head_that_skips_untrained_positions_is_not_credited_with_them():
     tokens = Tokens(trained=2, real=8, slots=8, documents=1, pairs=36, computed_pairs=36)
     shape = SHIPPED["qwen2.5-0.5b"]
 
-    skips = Work(shape, 0, False, 0, skips_untrained=True).hardware(tokens)
-    whole = Work(shape, 0, False, 0, skips_untrained=False).hardware(tokens)
+    skips = frozen(shape.name, skips_untrained=True).hardware(tokens)
+    whole = frozen(shape.name, skips_untrained=False).hardware(tokens)
 
     assert whole - skips == 4 * 6 * shape.head_params
 
@@ -306,18 +322,17 @@ def test_the_adapters_norm_is_of_all_its_b():
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What torch says of a card of 80 GiB; `peak` is of what it reserved since the last reset."""
-    told = SimpleNamespace(peak=0, reserved=2 * 2**30, fraction=None)
+    told = SimpleNamespace(peak=0, fraction=None)
     kinds = ("allocated", "active", "reserved")
     answers = {
+        "init": lambda: None,
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "synchronize": lambda: None,
         "memory_stats": lambda: {f"{kind}_bytes.all.peak": told.peak for kind in kinds},
         "host_memory_stats": lambda: {"allocated_bytes.peak": 5, "reserved_bytes.peak": 8},
         "reset_peak_memory_stats": lambda: setattr(told, "peak", 1),
-        "get_device_properties": lambda index: SimpleNamespace(total_memory=80 * 2**30),
         "set_per_process_memory_fraction": lambda share: setattr(told, "fraction", share),
-        "memory_reserved": lambda device=None: told.reserved,
         "mem_get_info": lambda device=None: (75 * 2**30, 80 * 2**30),
     }
     for name, answer in answers.items():
@@ -350,8 +365,8 @@ def test_peaks_are_of_each_phase_and_the_runs_own_stays_the_highest(cuda: Simple
 def test_a_capped_card_says_what_a_small_one_would(cuda: SimpleNamespace):
     probes.cap_vram(20)
 
-    assert cuda.fraction == 0.25
-    assert torch.cuda.mem_get_info() == (18 * 2**30, 20 * 2**30)
+    assert cuda.fraction == 15 / 80  # the context has taken 5 already
+    assert torch.cuda.mem_get_info() == (15 * 2**30, 20 * 2**30)
 
 
 def test_a_cap_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
