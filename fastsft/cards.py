@@ -43,79 +43,27 @@ and its Blackwell whitepaper (v1.1, table 3) the 5090 209.5 from 680 at 2,407; A
 (328 at 1,695) has 71.  All three are 128 per core and clock, as llm.c `llmc/mfu.h` uses them."""
 
 _CORES: Final = "tensor cores x boost clock x 128 FLOP ({} x {:,} MHz); {}"
-_AMPERE: Final = "NVIDIA GA102 whitepaper; cores and clock as in llm.c llmc/mfu.h"
-_ADA: Final = "NVIDIA Ada whitepaper; cores and clock as in llm.c llmc/mfu.h"
-_BLACKWELL: Final = (
-    "NVIDIA RTX Blackwell whitepaper v1.1; cores and clock from NVIDIA's specification"
-)
+_GENERATIONS: Final = {
+    "8.6": "NVIDIA GA102 whitepaper; cores and clock as in llm.c llmc/mfu.h",
+    "8.9": "NVIDIA Ada whitepaper; cores and clock as in llm.c llmc/mfu.h",
+    "12.0": "NVIDIA RTX Blackwell whitepaper v1.1; cores and clock from NVIDIA's specification",
+}
+"""Where a GeForce card's figures come from, by compute capability: Ampere, Ada, Blackwell."""
 
 
-def _geforce(
-    key: str,
-    model: str,
-    *,
-    gib: int,
-    cores: int,
-    mhz: int,
-    gb_per_s: float,
-    watts: float,
-    capability: str,
-    source: str,
-) -> Card:
+def _geforce(capability: str, model: str, memory_gib: int, *figures: float, key: str = "") -> Card:
+    """A row of the specification: tensor cores, boost clock in MHz, GB/s, W."""
+    cores, mhz, gb_per_s, watts = figures
     return Card(
-        key=key,
+        key=key or model.lower().replace(" ", "-"),
         name=f"NVIDIA GeForce {model}",
-        vram_bytes=gib * _GIB,
+        vram_bytes=memory_gib * _GIB,
         peak_flops=cores * mhz * 1e6 * _PER_CORE,
         bandwidth=gb_per_s * _GIGA,
         power_w=watts,
         compute_capability=capability,
         kind="geforce",
-        source=_CORES.format(cores, mhz, source),
-    )
-
-
-def _ampere(key: str, model: str, gib: int, cores: int, mhz: int, gbs: float, watts: float) -> Card:
-    return _geforce(
-        key,
-        model,
-        gib=gib,
-        cores=cores,
-        mhz=mhz,
-        gb_per_s=gbs,
-        watts=watts,
-        capability="8.6",
-        source=_AMPERE,
-    )
-
-
-def _ada(key: str, model: str, gib: int, cores: int, mhz: int, gbs: float, watts: float) -> Card:
-    return _geforce(
-        key,
-        model,
-        gib=gib,
-        cores=cores,
-        mhz=mhz,
-        gb_per_s=gbs,
-        watts=watts,
-        capability="8.9",
-        source=_ADA,
-    )
-
-
-def _blackwell(
-    key: str, model: str, gib: int, cores: int, mhz: int, gbs: float, watts: float
-) -> Card:
-    return _geforce(
-        key,
-        model,
-        gib=gib,
-        cores=cores,
-        mhz=mhz,
-        gb_per_s=gbs,
-        watts=watts,
-        capability="12.0",
-        source=_BLACKWELL,
+        source=_CORES.format(cores, int(mhz), _GENERATIONS[capability]),
     )
 
 
@@ -138,15 +86,15 @@ def _datacenter(
 CARDS: Final[Mapping[str, Card]] = {
     card.key: card
     for card in (
-        _ampere("rtx-3060-12gb", "RTX 3060", 12, 112, 1777, 360, 170),
-        _ampere("rtx-3090", "RTX 3090", 24, 328, 1695, 936, 350),
-        _ada("rtx-4060-ti-16gb", "RTX 4060 Ti", 16, 136, 2535, 288, 165),
-        _ada("rtx-4070-ti-super", "RTX 4070 Ti SUPER", 16, 264, 2610, 672, 285),
-        _ada("rtx-4080", "RTX 4080", 16, 304, 2505, 717, 320),
-        _ada("rtx-4090", "RTX 4090", 24, 512, 2520, 1008, 450),
-        _blackwell("rtx-5070-ti", "RTX 5070 Ti", 16, 280, 2452, 896, 300),
-        _blackwell("rtx-5080", "RTX 5080", 16, 336, 2617, 960, 360),
-        _blackwell("rtx-5090", "RTX 5090", 32, 680, 2407, 1792, 575),
+        _geforce("8.6", "RTX 3060", 12, 112, 1777, 360, 170, key="rtx-3060-12gb"),
+        _geforce("8.6", "RTX 3090", 24, 328, 1695, 936, 350),
+        _geforce("8.9", "RTX 4060 Ti", 16, 136, 2535, 288, 165, key="rtx-4060-ti-16gb"),
+        _geforce("8.9", "RTX 4070 Ti SUPER", 16, 264, 2610, 672, 285),
+        _geforce("8.9", "RTX 4080", 16, 304, 2505, 717, 320),
+        _geforce("8.9", "RTX 4090", 24, 512, 2520, 1008, 450),
+        _geforce("12.0", "RTX 5070 Ti", 16, 280, 2452, 896, 300),
+        _geforce("12.0", "RTX 5080", 16, 336, 2617, 960, 360),
+        _geforce("12.0", "RTX 5090", 32, 680, 2407, 1792, 575),
         _datacenter("a100-40gb", "A100-SXM4-40GB", 40, 312, 1555, 400, "8.0"),
         _datacenter("a100-80gb", "A100-SXM4-80GB", 80, 312, 2039, 400, "8.0"),
         _datacenter("l40s", "L40S", 48, 362, 864, 350, "8.9"),
