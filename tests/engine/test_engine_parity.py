@@ -111,7 +111,7 @@ def test_unsloth_and_reference_have_the_same_loss_at_every_step(curves, steps, c
     unsloth, reference = curves[case, "unsloth"], curves[case, "reference"]
 
     assert len(unsloth) == steps
-    assert min(unsloth) < unsloth[0]
+    assert len(set(unsloth)) == steps  # every step had rows of its own
     difference = apart(unsloth, reference)
     print(f"{case}: unsloth against reference {difference:.2e}")
     assert difference <= BAND
