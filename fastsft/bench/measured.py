@@ -311,17 +311,17 @@ def _error(
 
 
 def _thinned(process: Process) -> list[tuple[float, int, int | None]]:
-    """Memory over time, in at most `MAX_SAMPLES` points."""
-    samples = process.samples
-    every = -(-len(samples) // row.MAX_SAMPLES) or 1
-    return [
+    """Memory over time, in at most `MAX_SAMPLES` points, while the process was there."""
+    known = [
         (
             round(sample.time_s - process.began_s, 3),
-            sample.host_rss_bytes or 0,
+            sample.host_rss_bytes,
             sample.process_vram_bytes,
         )
-        for sample in samples[::every]
+        for sample in process.samples
+        if sample.host_rss_bytes is not None
     ]
+    return known[:: -(-len(known) // row.MAX_SAMPLES) or 1]
 
 
 def _marks(process: Process) -> dict[str, float]:
