@@ -143,16 +143,6 @@ def most_layers(
     return low
 
 
-def most_tokens(setting: Setting, usable_bytes: int, need: Callable[[Setting], int]) -> int:
-    """Tokens of the longest row that fits, one at once; 0 where none does."""
-    low, high = 0, 2**22
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = need(replace(setting, rows=1, length=middle)) <= usable_bytes
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
-
-
 def _candidate(problem: Problem, setting: Setting, *, packing: bool, items: int) -> Candidate:
     batches = problem.batches(setting.rows, packing=packing)
     found, need = problem.memory(setting), problem.need(setting)

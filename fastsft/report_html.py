@@ -38,7 +38,7 @@ class Mark:
 
 def page(report: Report) -> str:
     """The page, whole: style and chart within it, no script, no address."""
-    return _template().render(
+    return template("fastsft", "report.html.jinja").render(
         report=report,
         told=told,
         bars=_bars(report.lengths),
@@ -49,7 +49,8 @@ def page(report: Report) -> str:
     )
 
 
-def _template() -> Template:
+def template(package: str, name: str) -> Template:
+    """A page's template from our own files; what it puts out is made visible and escaped."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -57,7 +58,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=_finalized,
     )
-    source = resources.files("fastsft").joinpath("report.html.jinja").read_text("utf-8")
+    source = resources.files(package).joinpath(name).read_text("utf-8")
     return environment.from_string(source)
 
 

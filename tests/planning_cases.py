@@ -1,10 +1,13 @@
 """Recipes, shapes and GPUs that the tests of the planner share."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from fastsft import recipe_file, shapes
 from fastsft.cards import Card, of_size
+from fastsft.estimate import Setting
 from fastsft.hardware import Gpu
 from fastsft.recipe import Recipe
 from fastsft.shapes import Shape
@@ -43,3 +46,13 @@ def gpu(
 def card(gib: float) -> Card:
     """A card of which only the size is known."""
     return of_size(gib)
+
+
+def most_tokens(setting: Setting, usable_bytes: int, need: Callable[[Setting], int]) -> int:
+    """Tokens of the longest row that fits, one at once; 0 where none does."""
+    low, high = 0, 2**22
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = need(replace(setting, rows=1, length=middle)) <= usable_bytes
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low

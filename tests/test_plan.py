@@ -100,7 +100,7 @@ def need_of_ours(shape: Shape):
 def test_the_longest_row_on_24_gib_is_the_published_one(name: str):
     shape = SHAPES[name]
 
-    found = plan_search.most_tokens(qlora(), USABLE, need_as_published(shape))
+    found = cases.most_tokens(qlora(), USABLE, need_as_published(shape))
 
     assert found / 1000 == pytest.approx(TOKENS[name], rel=0.05)
 
@@ -109,7 +109,7 @@ def test_the_longest_row_on_24_gib_is_the_published_one(name: str):
 def test_the_longest_row_is_within_a_twentieth_by_our_own_constants_too(name: str):
     shape = SHAPES[name]
 
-    found = plan_search.most_tokens(qlora(), USABLE, need_of_ours(shape))
+    found = cases.most_tokens(qlora(), USABLE, need_of_ours(shape))
 
     assert found / 1000 == pytest.approx(TOKENS[name], rel=0.05)
 

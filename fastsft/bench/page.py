@@ -8,17 +8,14 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from fastsft import report_html
 from fastsft.bench import plots, table
 from fastsft.bench.row import Gate, Row, Summary
 from fastsft.hardware import gib
-from fastsft.report_words import visible
 from fastsft.run import write_atomically
 
 FILE = "index.html"
@@ -67,7 +64,7 @@ def write(folder: Path, rows: Sequence[Row], summary: Summary) -> Path:
 
 def page(rows: Sequence[Row], summary: Summary, pictures: dict[str, str]) -> str:
     """The page, whole: style and pictures within it, no script, no address."""
-    return _template().render(
+    return report_html.template("fastsft.bench", "page.html.jinja").render(
         summary=summary,
         rows=rows,
         facts=list(zip(table.columns(), *table.lines(rows, summary), strict=True)),
@@ -83,23 +80,6 @@ def page(rows: Sequence[Row], summary: Summary, pictures: dict[str, str]) -> str
         errors=[(_name(row), row.error) for row in rows if row.error],
         notes=list(dict.fromkeys(note for row in rows for note in row.notes)),
     )
-
-
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalized,
-    )
-    source = resources.files("fastsft.bench").joinpath("page.html.jinja").read_text("utf-8")
-    return environment.from_string(source)
-
-
-def _finalized(value: Any) -> Any:
-    """What a template expression puts out, before it is escaped."""
-    return visible(value) if type(value) is str else value
 
 
 def inline(svg: str) -> Markup:
